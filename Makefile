@@ -1,0 +1,49 @@
+# Two commands on a fresh machine with python3: `make demo` and `make test`. Each sets up what it needs in .venv.
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test test-slow lint bench constraints clean
+
+setup: $(READY)
+
+# uv from PyPI, in a small venv of its own, where the machine has none.
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+$(READY): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
+	$(UV) venv --quiet --allow-existing --python '>=3.11' $(VENV)
+	$(UV) pip install --quiet --python $(VENV) -c constraints.txt -e . --group dev --group builtin
+	touch $@
+
+demo: $(READY)
+	$(BIN)/mlx-lora train configs/stanley_cup_modern.yaml --overwrite
+	$(BIN)/mlx-lora eval adapters/stanley-cup-modern --base --fail-under 0.9
+	@echo
+	@echo "Talk to it:  $(BIN)/mlx-lora chat adapters/stanley-cup-modern"
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/train.py --work chat30
+
+# Pin what is installed; without the registry's address. Checked for a Mac too.
+constraints: $(READY)
+	$(UV) pip compile --quiet --universal --no-emit-index-url --no-annotate --no-header \
+	  pyproject.toml --group dev --group builtin -o constraints.txt
+	$(UV) pip compile --quiet --python-platform aarch64-apple-darwin --no-emit-index-url --no-header \
+	  -c constraints.txt pyproject.toml > /dev/null
+
+clean:
+	rm -rf $(VENV) .uv

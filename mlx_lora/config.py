@@ -1,0 +1,109 @@
+"""The settings of a run: every one defined once, with its unit and its limits. Knows nothing of files or of MLX."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Engine = Literal["supervised_positions", "shared_prefix", "frozen_layers", "compiled_step"]
+ENGINE_PARTS: tuple[Engine, ...] = ("supervised_positions", "shared_prefix", "frozen_layers", "compiled_step")
+
+
+class Settings(BaseModel):
+    """A closed, frozen section: unknown keys are faults, not wishes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataSettings(Settings):
+    """Where the rows come from and which of their tokens are trained."""
+
+    train: str = Field(description="File (.jsonl, .json, .csv), folder with train/valid/test, or Hugging Face data set.")
+    valid: str | None = Field(None, description="Validation rows; null splits `valid_share` of the training questions off.")
+    test: str | None = Field(None, description="Rows for `mlx-lora eval` when it is given no --data.")
+    valid_share: Share = Field(0.1, description="Share of the distinct questions held out when `valid` is null; 0 for none.")
+    system_prompt: str | None = Field(None, description="System message put before every row that has none of its own.")
+    chat_template: str | None = Field(None, description="A .jinja file used in place of the tokenizer's own template.")
+    chat_template_args: dict[str, str | bool | int | float] = Field(
+        default_factory=dict, description="Switches given to the template, such as {enable_thinking: false}."
+    )
+    train_on: Literal["completion", "all"] = Field(
+        "completion", description="Train on assistant turns and their end tokens, or on all tokens."
+    )
+    max_seq_length: Positive = Field(2048, description="Longest row, in tokens.")
+    truncation: Literal["error", "drop", "prompt"] = Field(
+        "error", description="A row over the limit: stop, leave it out, or shorten its prompt from the left."
+    )
+
+
+class LoraSettings(Settings):
+    """Which modules get adapters, and of what size."""
+
+    method: Literal["lora", "dora"] = Field("lora", description="LoRA (arXiv 2106.09685) or DoRA (arXiv 2402.09353).")
+    rank: Positive = Field(16, description="Rank R of the update B·A.")
+    alpha: Annotated[float, Field(gt=0)] = Field(32.0, description="Effective scale = alpha / rank.")
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead (arXiv 2312.03732).")
+    dropout: Share = Field(0.0, description="Dropout on the adapter's input while training.")
+    target_modules: Literal["all-linear", "attention", "mlp"] | list[str] = Field(
+        "all-linear", description="A preset, or a list of module names such as [q_proj, v_proj]."
+    )
+    layers: Literal["all"] | Positive = Field("all", description="`all`, or the last N transformer layers.")
+
+    @property
+    def scale(self) -> float:
+        """Factor on B·A·x: alpha / rank, or alpha / sqrt(rank) with use_rslora."""
+        return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
+
+
+class TrainSettings(Settings):
+    """How long, in which portions, and when to look up."""
+
+    epochs: Positive | None = Field(None, description="Passes over the training rows; give this or `steps`.")
+    steps: Positive | None = Field(None, description="Optimizer updates; give this or `epochs`.")
+    batch_size: Positive = Field(8, description="Rows in a micro-batch.")
+    gradient_accumulation_steps: Positive = Field(1, description="Micro-batches in one optimizer update.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, slower.")
+    engine: Literal["auto", "plain"] | list[Engine] = Field(
+        "auto", description="Exact speed-ups: all that apply, none, or a list of parts."
+    )
+    eval_every: Positive | Literal["epoch"] = Field("epoch", description="Validate every N steps, or once an epoch.")
+    save_every: Positive | Literal["epoch"] = Field("epoch", description="Write a checkpoint every N steps, or once an epoch.")
+    early_stopping_patience: Positive | None = Field(
+        None, description="Stop after this many validations without a better loss; null never does."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of A, dropout, the split and the order of rows.")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainSettings":
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give either epochs or steps")
+        return self
+
+
+class OptimizerSettings(Settings):
+    """The update rule and its learning rate over the run."""
+
+    name: Literal["adamw", "adam", "sgd", "adafactor", "muon", "lion"] = Field("adamw", description="As MLX has them.")
+    learning_rate: Annotated[float, Field(ge=0)] = Field(1e-3, description="Peak learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Shape after warm-up.")
+    warmup_ratio: Share = Field(0.05, description="Share of the steps that climb from 0 to the peak.")
+    final_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Last learning rate as a share of the peak.")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decay of adamw, muon, lion and sgd.")
+    momentum: Share = Field(0.9, description="Momentum of sgd and muon.")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Clip the global gradient norm; null never.")
+
+
+class RunConfig(Settings):
+    """A whole run, resolved and valid: the only source of settings."""
+
+    model: str = Field(description="A built-in name, a Hugging Face id, or a folder.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model.")
+    compute: Literal["auto", "quantized", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="Weights while computing: auto keeps them as stored on a GPU and takes float32 on a CPU."
+    )
+    data: DataSettings
+    lora: LoraSettings = Field(default_factory=LoraSettings, description="The adapter.")
+    train: TrainSettings = Field(description="The loop.")
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings, description="The update rule.")
+    output_dir: str = Field(description="The adapter folder that this run writes.")

@@ -1,0 +1,140 @@
+"""Files and folders that appear whole or not at all, and their SHA-256. Knows nothing of what is in them."""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlx_lora.errors import MlxLoraError
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full: free some space, or choose a folder on another disk",
+    errno.EDQUOT: "your disk quota is used up: free some space, or choose a folder on another disk",
+    errno.EROFS: "this disk is read-only: choose another folder",
+    errno.EACCES: "check who owns the folder and its permissions, or choose another folder",
+    errno.EPERM: "check who owns the folder and its permissions, or choose another folder",
+    errno.EISDIR: "a folder has this name: choose another name, or move the folder away",
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another folder, or move the file away",
+    errno.EEXIST: "a file stands where a folder is needed: choose another folder, or move the file away",
+    errno.ENOENT: "check the spelling of the path",
+}
+
+
+def write_whole(path: str | Path, content: bytes | str) -> None:
+    """Write `content` (text as UTF-8) to `path`, making its folders: readers see the old file or the new one.
+
+    Raises: MlxLoraError with path, fact and remedy (disk full, read-only, not permitted); the old file then stays.
+    """
+    with whole_file(path) as temporary, named_errors(path):
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON with a final newline, whole or not at all; NaN and infinity are refused."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, with its suffix; what was written there becomes `path` when the block ends.
+
+    For writers that want a name (mx.save_safetensors). After an exception nothing is left.
+    Raises: MlxLoraError as write_whole.
+    """
+    path = Path(path)
+    temporary = _beside(path)
+    try:
+        with named_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with named_errors(path):
+            _sync(temporary)
+            temporary.replace(path)
+            _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`, which becomes `path` when the block ends.
+
+    A folder with something in it is kept, unless `overwrite`. After an exception nothing is left and `path` is as it was.
+    Raises: MlxLoraError when `path` exists, or as write_whole.
+    """
+    path = Path(path)
+    _refuse_existing(path, overwrite)
+    temporary = _beside(path)
+    try:
+        with named_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+        yield temporary
+        with named_errors(path):
+            for written in sorted(temporary.rglob("*")):
+                _sync(written)
+            _sync(temporary)
+        _refuse_existing(path, overwrite)
+        with named_errors(path):
+            _take_place(temporary, path)
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_file(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises: MlxLoraError when it cannot be read."""
+    with named_errors(path), Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block into an MlxLoraError with `path`, the system's reason and a remedy."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise MlxLoraError(f"{path}: {reason}", _REMEDIES.get(error.errno or 0)) from error
+
+
+def _beside(path: Path) -> Path:
+    return path.parent / f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}"
+
+
+def _refuse_existing(path: Path, overwrite: bool) -> None:
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() and not overwrite:
+        raise MlxLoraError(f"{path}: exists already", "choose another name, or move it away; nothing was overwritten")
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        temporary.rename(path)  # POSIX renames over an empty folder
+        return
+    old = _beside(path)
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    else:
+        old.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,147 @@
+"""Text to tokens and back: chat templates, end tokens, streaming. Knows nothing of rows, losses or weights."""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from mlx_lora.errors import ModelError
+
+_PROBE = "mlxlora"  # an answer that no template can contain by itself
+
+
+class Tokenizer:
+    """One base's tokenizer: mlx_lm's TokenizerWrapper (`wrapper`) with nothing added behind the caller's back.
+
+    Satisfies dataset.examples.ChatTokenizer. `eos_ids` holds every token that ends an answer, `eos_id` the one that the
+    chat template writes after an assistant turn.
+    """
+
+    def __init__(self, wrapper: Any, *, end_tokens: Sequence[int] = (), chat_template: str | None = None) -> None:
+        """`end_tokens` are those of config.json and generation_config.json; `chat_template` replaces the tokenizer's."""
+        self.wrapper = wrapper
+        self._plain = wrapper._tokenizer  # the transformers tokenizer: the wrapper's own methods add arguments
+        own = getattr(self._plain, "chat_template", None)
+        self._templates: dict[str, str] = own if isinstance(own, dict) else {}
+        self._replaced = chat_template is not None
+        self.chat_template: str | None = chat_template or (self._templates.get("default") if self._templates else own)
+        self.bos_id: int | None = self._plain.bos_token_id
+        ends = {int(token) for token in (*end_tokens, *wrapper.eos_token_ids)}
+        turn_end = self._find_turn_end(ends)
+        if turn_end is None and self._plain.eos_token_id is None and not ends:
+            raise ModelError(
+                "the tokenizer has no end token, so answers would never stop",
+                "set eos_token in its tokenizer_config.json, or eos_token_id in its generation_config.json",
+            )
+        fallback = self._plain.eos_token_id
+        self.eos_id: int = turn_end if turn_end is not None else (min(ends) if fallback is None else int(fallback))
+        self.eos_ids: frozenset[int] = frozenset(ends | {self.eos_id})
+        wrapper.eos_token_ids = set(self.eos_ids)  # mlx_lm's generation stops where ours does
+
+    def with_chat_template(self, chat_template: str) -> "Tokenizer":
+        """The same tokenizer with another template and the end token which that one writes."""
+        return Tokenizer(self.wrapper, end_tokens=sorted(self.eos_ids), chat_template=chat_template)
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the transformers tokenizer puts BOS before a text by itself (`encode` here never does)."""
+        return self.bos_id is not None and bool(list(self._plain.encode("a"))[:1] == [self.bos_id])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens, added ones included; the model's embedding may have more rows."""
+        return len(self._plain)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`; special tokens only where the text spells them."""
+        return [int(token) for token in self._plain.encode(text, add_special_tokens=False)]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`, special ones spelled out, spaces as they are."""
+        return str(
+            self._plain.decode(
+                [int(token) for token in tokens], skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool,
+        template_args: Mapping[str, Any],
+        chat_template: str | None = None,
+    ) -> str:
+        """The conversation as text, by `chat_template` or else the tokenizer's, in transformers' Jinja sandbox.
+
+        The template sees `template_args` and nothing else: mlx_lm's wrapper would add enable_thinking=True.
+        Raises: jinja2.TemplateError from the template; ModelError when there is none.
+        """
+        template = chat_template or self.chat_template
+        if template is None:
+            raise ModelError(
+                "the tokenizer has no chat template",
+                "set data.chat_template to a .jinja file, or take an instruction-tuned model",
+            )
+        if tools and not chat_template and not self._replaced and "tool_use" in self._templates:
+            template = self._templates["tool_use"]
+        text = self._plain.apply_chat_template(
+            [dict(message) for message in messages],
+            tools=[dict(tool) for tool in tools] if tools else None,
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **template_args,
+        )
+        return str(text)
+
+    def stream_decoder(self) -> "StreamDecoder":
+        """A decoder that turns tokens into text one by one."""
+        return StreamDecoder(self)
+
+    def _find_turn_end(self, ends: set[int]) -> int | None:
+        """The first special or end token that the template writes after an assistant's words; None without one."""
+        from jinja2 import TemplateError
+
+        if self.chat_template is None:
+            return None
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
+        try:
+            text = self.render_chat(turns, add_generation_prompt=False, template_args={})
+        except (TemplateError, TypeError, ValueError):  # a template that wants more than two plain turns
+            return None
+        _, found, tail = text.rpartition(_PROBE)
+        if not found:
+            return None
+        special = {int(token) for token in self._plain.all_special_ids} | {
+            int(token) for token, added in self._plain.added_tokens_decoder.items() if added.special
+        }
+        return next((token for token in self.encode(tail) if token in special | ends), None)
+
+
+class StreamDecoder:
+    """Tokens in, finished text out: the pieces joined are exactly `decode` of all tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []  # the last finished piece's tokens, then the pending ones
+        self._finished = 0  # how many of them are finished
+
+    def add(self, token: int) -> str:
+        """The text that `token` finishes: "" while a multi-byte character is incomplete."""
+        self._tokens.append(token)
+        return self._take(final=False)
+
+    def finish(self) -> str:
+        """What is left at the end of the stream: an incomplete character comes as U+FFFD."""
+        return self._take(final=True)
+
+    def _take(self, *, final: bool) -> str:
+        # A token's text depends on the one before it (sentencepiece spaces), so both are decoded and subtracted.
+        before = self._tokenizer.decode(self._tokens[: self._finished])
+        text = self._tokenizer.decode(self._tokens)
+        if len(text) <= len(before) or (text.endswith("\ufffd") and not final):
+            return ""
+        self._tokens = self._tokens[self._finished :]
+        self._finished = len(self._tokens)
+        return text[len(before) :]

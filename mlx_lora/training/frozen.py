@@ -1,0 +1,188 @@
+"""Frozen layers run once: the outputs of the layers below the lowest adapter, kept for every epoch.
+
+Those layers give the same output for a row each time. They run before the first step; afterwards a stand-in returns
+what was stored, at the boundary, so that anything a family does before its layers (scaled embeddings) stays as it is.
+Knows nothing of losses or optimizers.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_lora.dataset.batches import Batch, collate
+from mlx_lora.dataset.examples import Example
+from mlx_lora.training.prefix import PrefixedCache, RecordingCache
+from mlx_lora.training.trunk import Trunk
+
+ROWS_AT_ONCE = 16
+
+
+class PassThrough(nn.Module):
+    """Stands for a layer: returns its input, or `states` when it has been given any; lends the layer's attributes.
+
+    Models choose masks by attributes of their layers (`use_sliding`), so those must still be there.
+    """
+
+    def __init__(self, attributes: dict[str, Any]) -> None:
+        super().__init__()
+        object.__setattr__(self, "_attributes", attributes)
+        object.__setattr__(self, "_states", None)
+
+    def give(self, states: mx.array | None) -> None:
+        """Return `states` (B, T, D) from now on, or the input again with None."""
+        object.__setattr__(self, "_states", states)
+
+    def __call__(self, inputs: mx.array, *_: Any, **__: Any) -> mx.array:
+        states: mx.array | None = object.__getattribute__(self, "_states")
+        return inputs if states is None else states
+
+    def __getattr__(self, name: str) -> Any:
+        attributes = object.__getattribute__(self, "_attributes")
+        if name in attributes:
+            return attributes[name]
+        return super().__getattr__(name)
+
+
+class _Capture(PassThrough):
+    """Keeps what would have entered the layer."""
+
+    def __call__(self, inputs: mx.array, *_: Any, **__: Any) -> mx.array:
+        self.give(inputs)
+        return inputs
+
+    def take(self) -> mx.array:
+        states: mx.array = object.__getattribute__(self, "_states")
+        self.give(None)
+        return states
+
+
+def plain_attributes(layer: nn.Module) -> dict[str, Any]:
+    """The attributes of `layer` that are neither weights nor modules."""
+    own = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+    return own | {name: value for name, value in layer.items() if not isinstance(value, (mx.array, nn.Module, list, dict))}
+
+
+def remove_frozen_layers(trunk: Trunk, boundary: int) -> PassThrough:
+    """Put stand-ins in the place of the layers below `boundary`, so that their weights can leave memory.
+
+    Returns the last stand-in: what it is given enters the layer at `boundary`.
+    """
+    stand_ins = [PassThrough(plain_attributes(layer)) for layer in trunk.layers[:boundary]]
+    trunk.layers[:boundary] = stand_ins
+    return stand_ins[-1]
+
+
+class FrozenStore:
+    """What enters the layer at `boundary` for every row of a data set: a memory-mapped (tokens, D) array on disk.
+
+    The first `prefix_length` entries belong to the prompt prefix that all rows share; then row after row.
+    """
+
+    def __init__(self, examples: Sequence[Example], prefix_length: int, states: np.ndarray, dtype: mx.Dtype) -> None:
+        lengths = [len(example.tokens) - 1 - prefix_length for example in examples]
+        self.prefix_length = prefix_length
+        self._starts = np.concatenate([[0], np.cumsum(lengths)]) + prefix_length
+        self._states, self._dtype = states, dtype
+
+    def arrays(self, batch: Batch) -> dict[str, mx.array]:
+        """The stored states for `batch`: `boundary` (B, T − P, D) and, with a shared prefix, `prefix_boundary` (1, P, D)."""
+        width = batch.inputs.shape[1] - self.prefix_length
+        boundary = np.zeros((len(batch.rows), width, self._states.shape[1]), self._states.dtype)
+        for index, row in enumerate(batch.rows):
+            stored = self._states[self._starts[row] : self._starts[row + 1]]
+            boundary[index, : len(stored)] = stored
+        arrays = {"boundary": self._to_mlx(boundary)}
+        if self.prefix_length:
+            arrays["prefix_boundary"] = self._to_mlx(self._states[None, : self.prefix_length])
+        return arrays
+
+    def _to_mlx(self, stored: np.ndarray) -> mx.array:
+        array = mx.array(np.ascontiguousarray(stored))
+        return array.view(mx.bfloat16) if self._dtype == mx.bfloat16 else array
+
+
+def store_key(examples: Sequence[Example], boundary: int, prefix_length: int, dtype: mx.Dtype, base: str) -> str:
+    """Name of a data set's stored outputs: the same base, rows, boundary and dtype give the same name."""
+    digest = hashlib.sha256(f"{base} {boundary} {prefix_length} {dtype} 1".encode())
+    for example in examples:
+        digest.update(np.int64(len(example.tokens)).tobytes() + np.ascontiguousarray(example.tokens).tobytes())
+    return digest.hexdigest()
+
+
+def store_bytes(examples: Sequence[Example], prefix_length: int, width: int, dtype: mx.Dtype) -> int:
+    """Size of the stored outputs on disk."""
+    tokens = prefix_length + sum(len(example.tokens) - 1 - prefix_length for example in examples)
+    return tokens * width * dtype.size
+
+
+def build_store(
+    trunk: Trunk, boundary: int, examples: Sequence[Example], prefix_length: int, path: Path
+) -> Iterator[int | FrozenStore]:
+    """Yield the number of rows done, and last the store at `path`, which is made unless it is there already.
+
+    Rows run through the layers below `boundary` in large batches of like lengths, the shared prefix once.
+    """
+    capture = _Capture(plain_attributes(trunk.layers[boundary]))
+    width, dtype = _state_kind(trunk, boundary, capture, examples[0])
+    tokens = store_bytes(examples, prefix_length, 1, mx.uint8)
+    kind = np.dtype(np.uint16) if dtype == mx.bfloat16 else np.dtype(str(dtype).removeprefix("mlx.core."))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+        states = np.lib.format.open_memmap(temporary, "w+", kind, (tokens, width))
+        store = FrozenStore(examples, prefix_length, states, dtype)
+        try:
+            yield from _fill(trunk, boundary, capture, examples, store)
+            states.flush()
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    yield FrozenStore(examples, prefix_length, np.load(path, mmap_mode="r"), dtype)
+
+
+def _fill(
+    trunk: Trunk, boundary: int, capture: _Capture, examples: Sequence[Example], store: FrozenStore
+) -> Iterator[int]:
+    with trunk.replaced(lambda index, layer: _role(index, boundary, layer, capture)):
+        cache, prefix = None, store.prefix_length
+        if prefix:
+            recorded = [RecordingCache() for _ in trunk.layers]
+            trunk.states(mx.array(examples[0].tokens[None, :prefix]), recorded)
+            states = capture.take()
+            cache = [PrefixedCache(layer.keys, layer.values, prefix) for layer in recorded]
+            mx.eval(states, [layer.keys for layer in recorded[:boundary]], [layer.values for layer in recorded[:boundary]])
+            store._states[:prefix] = _to_numpy(states[0])
+        order = sorted(range(len(examples)), key=lambda row: len(examples[row].tokens))
+        for start in range(0, len(order), ROWS_AT_ONCE):
+            batch = collate(examples, order[start : start + ROWS_AT_ONCE])
+            trunk.states(mx.array(batch.inputs[:, prefix:]), cache)
+            states = _to_numpy(capture.take())
+            for index, row in enumerate(batch.rows):
+                first, last = store._starts[row], store._starts[row + 1]
+                store._states[first:last] = states[index, : last - first]
+            yield min(start + ROWS_AT_ONCE, len(order))
+
+
+def _role(index: int, boundary: int, layer: Any, capture: _Capture) -> Any:
+    if index < boundary:
+        return layer
+    return capture if index == boundary else PassThrough(plain_attributes(layer))
+
+
+def _state_kind(trunk: Trunk, boundary: int, capture: _Capture, example: Example) -> tuple[int, mx.Dtype]:
+    with trunk.replaced(lambda index, layer: _role(index, boundary, layer, capture)):
+        trunk.states(mx.array(example.tokens[None, :2]))
+    states = capture.take()  # its shape and dtype are known without computing it
+    return states.shape[-1], states.dtype
+
+
+def _to_numpy(states: mx.array) -> np.ndarray:
+    if states.dtype == mx.bfloat16:
+        states = states.view(mx.uint16)
+    return np.array(states)

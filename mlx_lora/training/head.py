@@ -1,0 +1,56 @@
+"""Supervised positions only: the vocabulary projection and the cross-entropy run where a token is trained.
+
+Long answers go through in chunks, so that no (positions, V) array over the budget exists; each chunk's gradient is
+taken as soon as its logits are there (the idea of fused cross-entropy, as in Apple's arXiv 2411.09009, for any head).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_lora.training.loss import summed_nats
+
+CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time
+
+Head = Callable[[mx.array], mx.array]  # states (1, K, D) → logits (1, K, V)
+
+
+def select(states: mx.array, positions: mx.array) -> mx.array:
+    """Rows of `states` (B, T, D) at the flat `positions` (K,), as (1, K, D)."""
+    return states.reshape(-1, states.shape[-1])[positions][None]
+
+
+def supervised_nats(head: Head, states: mx.array, targets: mx.array, weights: mx.array, vocabulary: int) -> mx.array:
+    """Weighted sum of the token losses, in nats; differentiable in `states`, never holding more than CHUNK_BYTES of logits.
+
+    states: (1, K, D); targets: (K,) int32; weights: (K,) float32. The head's own weights must be frozen.
+    """
+    chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
+    count = targets.shape[0]
+    if count <= chunk:
+        return summed_nats(head(states)[0], targets, weights)
+
+    def one(piece: mx.array, start: int) -> mx.array:
+        part = slice(start, start + chunk)
+        return summed_nats(head(piece)[0], targets[part], weights[part])
+
+    # The gradient with respect to a chunk is taken in the forward pass, chunk after chunk, and only scaled in the backward.
+    @mx.custom_function
+    def total(states: mx.array) -> tuple[mx.array, mx.array]:
+        nats, gradients = mx.array(0.0), []
+        for start in range(0, count, chunk):
+            piece = states[:, start : start + chunk]
+            if gradients:  # one chunk's logits are gone before the next one's are made
+                (piece,) = mx.depends([piece], [gradients[-1]])
+            value, gradient = mx.value_and_grad(one)(piece, start)
+            nats = nats + value
+            gradients.append(gradient)
+        return nats, mx.concatenate(gradients, axis=1)
+
+    @total.vjp
+    def total_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        return (cotangents[0] * outputs[1]).astype(primals.dtype)
+
+    nats: mx.array = total(states)[0]
+    return nats
