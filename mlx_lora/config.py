@@ -49,6 +49,9 @@ class LoraSettings(Settings):
         "all-linear", description="A preset, or a list of module names such as [q_proj, v_proj]."
     )
     layers: Literal["all"] | Positive = Field("all", description="`all`, or the last N transformer layers.")
+    save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="Type of the numbers in the adapter file; training and checkpoints are float32."
+    )
 
     @property
     def scale(self) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_lora.training.loss import summed_nats
+from mlx_lora.training.trunk import Trunk
 
 CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time
 
@@ -54,3 +55,9 @@ def supervised_nats(head: Head, states: mx.array, targets: mx.array, weights: mx
 
     nats: mx.array = total(states)[0]
     return nats
+
+
+def head_size(trunk: Trunk) -> int:
+    """V, the number of logits a position has; asked of the head's shape, without computing it."""
+    width = trunk.states(mx.zeros((1, 1), mx.int32)).shape[-1]
+    return int(trunk.logits(mx.zeros((1, 1, width))).shape[-1])

@@ -44,7 +44,7 @@ class Trunk:
     def states(self, tokens: mx.array, cache: Sequence[Any] | None = None) -> mx.array:
         """Final normalised states (B, T, D) of `tokens` (B, T)."""
         trunk = self._owner[self._name]
-        states: mx.array = trunk(tokens) if cache is None else trunk(tokens, cache=cache)
+        states: mx.array = trunk(tokens, cache)
         return states
 
     def logits(self, states: mx.array) -> mx.array:

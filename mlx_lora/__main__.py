@@ -1,0 +1,29 @@
+"""`python -m mlx_lora` and the console script: one place that catches what a user can mend."""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line; a user's error is printed as place, fact and remedy, exit code 1."""
+    from mlx_lora.cli import app
+    from mlx_lora.console import print_error, talk
+    from mlx_lora.errors import MlxLoraError
+
+    try:
+        app()
+    except MlxLoraError as error:
+        if os.environ.get("MLX_LORA_DEBUG") == "1":
+            raise
+        print_error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        talk.print("stopped", markup=False)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone: `mlx-lora … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,195 @@
+"""The command line: options to typed parameters of the recipes in commands/. Imports neither MLX nor transformers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mlx_lora import __version__
+
+app = typer.Typer(
+    name="mlx-lora",
+    help="Fine-tune a language model on a Mac: one YAML file, one command, and proof that it learned.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="Look at run files and their schema.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+RunFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run file (YAML).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as lora.rank=8.")
+]
+JsonOutput = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="The base, where it is not the one the adapter names.", show_default=False)
+]
+Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the base.", show_default=False)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mlx-lora {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write the run file and the sample data.")] = Path("."),
+    model: Annotated[str, typer.Option(help="The base model of the run file.")] = "smollm2-135m-instruct",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+) -> None:
+    """Write a commented run file and a small data set to start from."""
+    from mlx_lora.commands.init import run_init
+
+    raise typer.Exit(run_init(folder, model=model, force=force))
+
+
+@app.command()
+def check(
+    config: RunFile,
+    overrides: Overrides = None,
+    show: Annotated[int, typer.Option(min=0, help="Rows to show with the trained tokens marked.")] = 2,
+    json_output: JsonOutput = False,
+) -> None:
+    """Validate a run file and its data without loading weights."""
+    from mlx_lora.commands.check import run_check
+    from mlx_lora.runfile import load_config
+
+    raise typer.Exit(run_check(load_config(config, overrides or []), json_output=json_output, show=show))
+
+
+@app.command()
+def train(
+    config: RunFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again where output_dir holds a run.")] = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Train an adapter as the run file says."""
+    from mlx_lora.commands.train import run_train
+
+    if resume and overwrite:
+        raise typer.BadParameter("--resume continues a run and --overwrite begins it again: give one of them")
+    raise typer.Exit(run_train(config, overrides or [], resume=resume, overwrite=overwrite, json_output=json_output))
+
+
+@app.command("eval")
+def evaluate(
+    adapters: Annotated[
+        list[Path] | None, typer.Argument(metavar="[ADAPTER]...", help="Adapter folders.", show_default=False)
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Questions (.jsonl, .json, .csv); the run's test rows otherwise.")
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Also ask the base, and compare.")] = False,
+    model: ModelName = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.", show_default=False)] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    fail_under: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Exit 1 when an adapter scores less.", show_default=False)
+    ] = None,
+    metric: Annotated[str, typer.Option(help="exact_match, contains or token_f1: what --fail-under looks at.")] = "exact_match",
+    json_output: JsonOutput = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write results here, not under the adapter.", show_default=False)
+    ] = None,
+) -> None:
+    """Ask questions and count right answers: base against adapter, from one load of the base."""
+    from mlx_lora.commands.evaluate import run_evaluate
+
+    raise typer.Exit(
+        run_evaluate(
+            adapters or [],
+            data=data or [],
+            base=base,
+            model=model,
+            limit=limit,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            fail_under=fail_under,
+            metric=metric,
+            json_output=json_output,
+            output=output,
+        )
+    )
+
+
+@app.command()
+def fuse(
+    adapter: Annotated[Path, typer.Argument(help="The adapter folder.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.", show_default=False)],
+    model: ModelName = None,
+    revision: Revision = None,
+    bits: Annotated[int | None, typer.Option(help="Quantize touched layers to these bits.", show_default=False)] = None,
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Write 16-bit weights, not quantized ones.")] = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Merge an adapter into a plain model folder, and compare the two on real prompts."""
+    from mlx_lora.commands.fuse import run_fuse
+
+    raise typer.Exit(
+        run_fuse(
+            adapter, output, model=model, revision=revision, bits=bits, dequantize=dequantize, json_output=json_output
+        )
+    )
+
+
+@app.command()
+def chat(
+    adapter: Annotated[
+        Path | None, typer.Argument(help="An adapter folder, or a name under adapters/.", show_default=False)
+    ] = None,
+    model: ModelName = None,
+    revision: Revision = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer once and leave.", show_default=False)] = None,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt in place of the adapter's own.", show_default=False)
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this share.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampled answers repeatable.", show_default=False)] = None,
+) -> None:
+    """Talk to the base or to an adapter."""
+    from mlx_lora.commands.chat import run_chat
+
+    raise typer.Exit(
+        run_chat(
+            adapter,
+            model=model,
+            revision=revision,
+            prompt=prompt,
+            system=system,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+    )
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of run files."""
+    from mlx_lora.commands.config import run_config_schema
+
+    raise typer.Exit(run_config_schema())
+
+
+@config_app.command("show")
+def config_show(config: RunFile, overrides: Overrides = None, json_output: JsonOutput = False) -> None:
+    """Print a run file with every default filled in."""
+    from mlx_lora.commands.config import run_config_show
+
+    raise typer.Exit(run_config_show(config, overrides or [], json_output=json_output))

@@ -1,0 +1,265 @@
+"""`mlx-lora train`: a run file becomes an adapter folder. Reads from top to bottom; owns validation, saving and printing."""
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from mlx_lora.config import RunConfig
+from mlx_lora.console import talk
+from mlx_lora.errors import TrainingError
+from mlx_lora.files import sha256_file, write_whole
+from mlx_lora.runfile import dump_config, load_config
+from mlx_lora.screen import TrainScreen, format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from mlx_lora.model.load import LoadedModel
+    from mlx_lora.training.session import Session
+
+INTERRUPTED = 130
+
+
+def run_train(
+    path: Path, overrides: Sequence[str] = (), *, resume: bool = False, overwrite: bool = False, json_output: bool = False
+) -> int:
+    """Train as the run file says; return the exit code (0, or 130 when a signal ended the run after a checkpoint)."""
+    config = load_config(path, overrides)
+    from mlx_lora.training.runfolder import Metrics, claim_folder
+
+    folder = Path(config.output_dir)
+    claim_folder(folder, resume=resume, overwrite=overwrite)
+    session, base, facts = _build(config)
+    if resume:
+        _resume(session, folder / "checkpoints", facts["fingerprint"])
+    else:
+        _clear(folder)
+        session.progress.fingerprint = facts["fingerprint"]
+    write_whole(folder / "run.yaml", dump_config(config))
+    started = time.perf_counter()
+    with Metrics(folder / "metrics.jsonl", session.progress.step if resume else None) as metrics, _stop_signals() as stop:
+        if not resume:
+            metrics.write("start", {"step": 0, **facts})
+        stopped_by = _train(session, folder, facts, metrics, stop)
+    summary = _summary(session, folder, stopped_by, time.perf_counter() - started)
+    _print_summary(summary, folder, path)
+    if json_output:
+        sys.stdout.write(json.dumps(summary) + "\n")
+    return INTERRUPTED if stopped_by == "signal" else 0
+
+
+def _build(config: RunConfig) -> tuple["Session", "LoadedModel", dict[str, Any]]:
+    from mlx_lora.dataset.examples import build_examples
+    from mlx_lora.dataset.splits import load_splits
+    from mlx_lora.lora.inject import inject_lora
+    from mlx_lora.model.load import load_base, load_tokenizer
+    from mlx_lora.training.session import build_session
+
+    splits = load_splits(config.data, config.train.seed)
+    tokenizer = load_tokenizer(config.model, revision=config.revision)
+    train_set = build_examples(splits.train, tokenizer, config.data)
+    valid_set = build_examples(splits.valid, tokenizer, config.data) if splits.valid else None
+    base = load_base(config.model, revision=config.revision, compute=config.compute)
+    injection = inject_lora(base.model, config.lora, seed=config.train.seed)
+    _print_header(config, base, injection, len(train_set.examples), len(valid_set.examples) if valid_set else 0)
+    for note in train_set.notes:
+        talk.print(f"note: {note}", markup=False)
+    session = build_session(config, base.model, train_set.examples, valid_set.examples if valid_set else [])
+    for report in session.reports:
+        talk.print(f"  {'on ' if report.active else 'off'} {report.name:<21} {report.line}", markup=False, soft_wrap=True)
+    return session, base, _facts(config, base)
+
+
+def _facts(config: RunConfig, base: "LoadedModel") -> dict[str, Any]:
+    """What the adapter tells of its origin, and what must not change between stop and resume."""
+    template = config.data.chat_template
+    identity = dataclasses.asdict(base.identity)
+    data = {
+        name: sha256_file(source)
+        for name, source in (("train", config.data.train), ("valid", config.data.valid))
+        if source is not None and Path(source).is_file()
+    }
+    settings = config.model_dump(mode="json", exclude={"output_dir": True, "data": {"test"}, "train": {"save_every"}})
+    return {
+        "model": config.model,
+        "revision": config.revision,
+        "identity": identity,
+        "system_prompt": config.data.system_prompt,
+        "chat_template": Path(template).read_text(encoding="utf-8") if template else None,
+        "chat_template_sha256": sha256_file(template) if template else identity["chat_template_sha256"],
+        "chat_template_args": config.data.chat_template_args,
+        "data_sha256": data,
+        "versions": {name: metadata.version(name) for name in ("mlx", "mlx-lm", "mlx-lora")},
+        "fingerprint": {"identity": identity, "data": data, "settings": settings},
+    }
+
+
+def _resume(session: "Session", checkpoints: Path, fingerprint: dict[str, Any]) -> None:
+    from mlx_lora.training.checkpoint import load_newest_checkpoint
+
+    progress, parameters, state, passed_over = load_newest_checkpoint(checkpoints)
+    for line in passed_over:
+        talk.print(f"warning: {line}", markup=False, soft_wrap=True)
+    different = _differences(progress.fingerprint, fingerprint)
+    if different:
+        raise TrainingError(
+            "this run is not the one that was stopped:\n" + "\n".join(f"  {line}" for line in different),
+            "undo these changes to resume, or begin again with --overwrite",
+        )
+    session.restore(progress, parameters, state)
+    talk.print(f"resumed after step {progress.step} of {session.schedule.total_steps}", markup=False)
+
+
+def _differences(then: Any, now: Any, place: str = "") -> list[str]:
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted({*then, *now})
+        return [line for key in keys for line in _differences(then.get(key), now.get(key), f"{place}.{key}".lstrip("."))]
+    return [] if then == now else [f"{place}: was {then!r}, is {now!r}"]
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run left, so that nothing of it passes for this one's."""
+    import shutil
+
+    from mlx_lora.training.runfolder import ADAPTER_FILE
+
+    for name in (ADAPTER_FILE, "adapter_config.json", "metrics.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "eval"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _train(session: "Session", folder: Path, facts: dict[str, Any], metrics: Any, stop: "_Stop") -> str:
+    """The loop: steps, validations, checkpoints. Returns what ended it: "steps", "patience" or "signal"."""
+    train, schedule = session.config.train, session.schedule
+    eval_every = schedule.steps_per_epoch if train.eval_every == "epoch" else train.eval_every
+    save_every = schedule.steps_per_epoch if train.save_every == "epoch" else train.save_every
+    first_step = session.progress.step + 1
+    with TrainScreen(first_step, schedule.total_steps) as screen:
+        if first_step == 1 and session.valid_set:
+            _validate(session, folder, facts, metrics, screen)
+        for report in session.steps():
+            metrics.write("step", dataclasses.asdict(report))
+            screen.step(report)
+            last = report.step == schedule.total_steps
+            if session.valid_set and (last or report.step % eval_every == 0):
+                _validate(session, folder, facts, metrics, screen)
+            ended_by = "steps" if last else "patience" if session.out_of_patience() else "signal" if stop.asked else ""
+            if ended_by or report.step % save_every == 0:
+                _save(session, folder, facts, metrics)
+            if ended_by:
+                return ended_by
+    return "steps"  # resumed after the last step
+
+
+def _validate(session: "Session", folder: Path, facts: dict[str, Any], metrics: Any, screen: TrainScreen) -> None:
+    started = time.perf_counter()
+    loss = session.validation_loss()
+    seconds = time.perf_counter() - started
+    step = session.progress.step
+    if step == 0:
+        session.progress.base_loss, best = loss, False
+    else:
+        best = session.note_validation(loss)
+    metrics.write("validation", {"step": step, "loss": loss, "best": best, "seconds": seconds})
+    screen.validation(step, loss, best, seconds)
+    if best:
+        _save_adapter(session, folder, facts)
+
+
+def _save(session: "Session", folder: Path, facts: dict[str, Any], metrics: Any) -> None:
+    from mlx_lora.training.checkpoint import save_checkpoint
+
+    if not session.valid_set:
+        _save_adapter(session, folder, facts)
+    metrics.sync()
+    stepper = session.stepper
+    save_checkpoint(folder / "checkpoints", session.progress, stepper.trainable.arrays(), stepper.optimizer.state)
+
+
+def _save_adapter(session: "Session", folder: Path, facts: dict[str, Any]) -> None:
+    from mlx_lora.lora.adapter import save_adapter
+
+    known = {name: value for name, value in facts.items() if name != "fingerprint"}
+    save_adapter(
+        folder, session.model, settings=session.config.lora, metadata={**known, "step": session.progress.step}
+    )
+
+
+class _Stop:
+    asked = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """The first Ctrl-C or SIGTERM asks the loop to stop after this step; a second one stops at once."""
+    stop = _Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked:
+            raise KeyboardInterrupt
+        stop.asked = True
+        talk.print("stopping after this step; once more to stop at once", markup=False)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _print_header(config: RunConfig, base: "LoadedModel", injection: Any, train_rows: int, valid_rows: int) -> None:
+    lora = config.lora
+    share = injection.trainable_parameters / injection.total_parameters
+    talk.print(f"[bold]{base.identity.name}[/]  {base.compute}")
+    talk.print(
+        f"{lora.method} rank {lora.rank}, effective scale {lora.scale:g}, {len(injection.modules)} modules, "
+        f"{injection.trainable_parameters / 1e6:.2f} M trainable parameters ({share:.2%})"
+    )
+    talk.print(f"{train_rows} training rows, {valid_rows} validation rows → {config.output_dir}", markup=False)
+
+
+def _summary(session: "Session", folder: Path, stopped_by: str, seconds: float) -> dict[str, Any]:
+    import mlx.core as mx
+
+    from mlx_lora.training.runfolder import ADAPTER_FILE
+
+    adapter = folder / ADAPTER_FILE
+    return {
+        "output_dir": str(folder),
+        "ended_by": stopped_by,
+        "steps": session.progress.step,
+        "total_steps": session.schedule.total_steps,
+        "base_validation_loss": session.progress.base_loss,
+        "best_validation_loss": session.progress.best_loss,
+        "best_step": session.progress.best_step,
+        "seconds": round(seconds, 1),
+        "peak_bytes": mx.get_peak_memory(),
+        "adapter_bytes": adapter.stat().st_size if adapter.exists() else 0,
+    }
+
+
+def _print_summary(summary: dict[str, Any], folder: Path, path: Path) -> None:
+    if summary["ended_by"] == "signal":
+        talk.print(f"stopped after step {summary['steps']}; go on with:", markup=False)
+        talk.print(f"  mlx-lora train {path} --resume", markup=False, soft_wrap=True)
+        return
+    if summary["ended_by"] == "patience":
+        talk.print("stopped early: the validation loss no longer falls", markup=False)
+    kept = f", kept step {summary['best_step']}" if summary["best_validation_loss"] is not None else ""
+    talk.print(
+        f"{summary['steps']} steps in {format_seconds(summary['seconds'])}{kept}; adapter "
+        f"{format_bytes(summary['adapter_bytes'])}, peak memory {format_bytes(summary['peak_bytes'])}",
+        markup=False,
+    )
+    base_loss, best_loss = summary["base_validation_loss"], summary["best_validation_loss"]
+    if base_loss is not None and best_loss is not None and best_loss >= base_loss:
+        talk.print(f"warning: the validation loss never fell below the base's {base_loss:.4f}", markup=False)
+    talk.print(f"next:\n  mlx-lora eval {folder} --base\n  mlx-lora chat {folder}", markup=False, soft_wrap=True)

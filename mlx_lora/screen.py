@@ -1,0 +1,118 @@
+"""The training screen: a header, a progress bar with the figures that matter, plain lines where there is no terminal."""
+
+import time
+from types import TracebackType
+from typing import Protocol
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mlx_lora.console import talk
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Step(Protocol):
+    """What the screen shows of an optimizer update (training/loop.py's StepReport)."""
+
+    step: int
+    epoch: float
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    targets: int
+    tokens: int
+    padding_share: float
+    seconds: float
+    peak_bytes: int
+
+
+class TrainScreen:
+    """Progress of a run on stderr. Figures are means over the last steps, not single readings."""
+
+    def __init__(self, first_step: int, total_steps: int) -> None:
+        self._total_steps = total_steps
+        self._first_step = first_step
+        self._mean_loss: float | None = None
+        self._seconds = self._tokens = self._targets = self._padding = 0.0
+        self._last_line = time.monotonic()
+        self._started = time.monotonic()
+        self.valid_text = ""
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=talk,
+            transient=True,
+            disable=not talk.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=total_steps, completed=first_step - 1, figures="")
+
+    def __enter__(self) -> "TrainScreen":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None) -> None:
+        self._bar.stop()
+
+    @property
+    def mean_loss(self) -> float:
+        """Exponential mean of the step losses (about the last ten steps)."""
+        return float("nan") if self._mean_loss is None else self._mean_loss
+
+    def step(self, report: Step) -> None:
+        """Show one optimizer update."""
+        self._mean_loss = report.loss if self._mean_loss is None else 0.9 * self._mean_loss + 0.1 * report.loss
+        self._seconds = 0.9 * self._seconds + report.seconds
+        self._tokens = 0.9 * self._tokens + report.tokens
+        self._targets = 0.9 * self._targets + report.targets
+        self._padding = report.padding_share if not self._padding else 0.9 * self._padding + 0.1 * report.padding_share
+        self._bar.update(self._task, completed=report.step, figures=self._figures(report, short=True))
+        if not talk.is_terminal and (
+            report.step in (self._first_step, self._total_steps)
+            or time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS
+        ):
+            self._last_line = time.monotonic()
+            pace = (self._last_line - self._started) / (report.step - self._first_step + 1)
+            left = format_seconds(pace * (self._total_steps - report.step))
+            self.line(f"step {report.step}/{self._total_steps}  {self._figures(report, short=False)}  left {left}")
+
+    def validation(self, step: int, loss: float, best: bool, seconds: float) -> None:
+        """Show a validation."""
+        self.valid_text = f"valid {loss:.3f}"
+        mark = "  best so far, kept" if best else ""
+        self.line(f"step {step}/{self._total_steps}  validation loss {loss:.4f} nats a token ({seconds:.1f} s){mark}")
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar."""
+        talk.print(text, markup=False, soft_wrap=True)
+
+    def _figures(self, report: Step, *, short: bool) -> str:
+        figures = [f"loss {self.mean_loss:.3f}"]
+        if self.valid_text:
+            figures.append(self.valid_text)
+        figures.append(f"{self._targets / self._seconds:.0f} trained tok/s")
+        if not short or talk.width >= 140:
+            figures.append(f"{self._tokens / self._seconds:.0f} tok/s")
+            figures.append(f"padding {self._padding:.0%}")
+            figures.append(f"lr {report.learning_rate:.1e}")
+        figures.append(format_bytes(report.peak_bytes))
+        return "  ".join(figures)
+
+
+def format_bytes(count: float) -> str:
+    """Bytes for people: 1.2 GB (powers of ten, as on a box)."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """Seconds for people: 1:02:03 or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,47 @@
+"""Gradient checkpointing: a layer's activations are computed again in the backward pass instead of being kept.
+
+Source: Chen et al., arXiv 1604.06174. Keys and values that a layer records or reads are explicit inputs and outputs of
+the recomputed function: what a closure hides from `mx.checkpoint` would lose its gradient without a word.
+"""
+
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlx_lora.training.prefix import PrefixedCache, RecordingCache
+from mlx_lora.training.trunk import Trunk
+
+
+def checkpoint_layers(trunk: Trunk) -> None:
+    """Let every layer that holds trained parameters recompute its activations; weights and names stay as they are."""
+    for layer in trunk.layers:
+        if layer.trainable_parameters():
+            layer.__class__ = _checkpointed(type(layer))
+
+
+@cache
+def _checkpointed(plain: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of the layer class `plain` whose call is recomputed in the backward pass."""
+
+    def call(self: nn.Module, inputs: mx.array, mask: Any = None, cache: Any = None) -> Any:
+        trained = dict(tree_flatten(self.trainable_parameters()))
+        masks = [mask] if isinstance(mask, mx.array) else []
+        prefix = [cache.keys, cache.values] if isinstance(cache, PrefixedCache) else []
+
+        @mx.checkpoint
+        def run(trained: dict[str, mx.array], inputs: mx.array, masks: list[mx.array], prefix: list[mx.array]) -> Any:
+            self.update(tree_unflatten(list(trained.items())))
+            inner = PrefixedCache(prefix[0], prefix[1], cache.offset) if prefix else cache
+            outputs = plain.__call__(self, inputs, masks[0] if masks else mask, inner)
+            return outputs, [cache.keys, cache.values] if isinstance(cache, RecordingCache) else []
+
+        outputs, recorded = run(trained, inputs, masks, prefix)
+        self.update(tree_unflatten(list(trained.items())))
+        if recorded:
+            cache.keys, cache.values = recorded
+        return outputs
+
+    return type(f"Checkpointed{plain.__name__}", (plain,), {"__call__": call})

@@ -1,0 +1,197 @@
+"""The loop: batches to optimizer updates, one report a step. Knows nothing of files, screens or validation."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers as optimizers
+
+from mlx_lora.config import OptimizerSettings, TrainSettings
+from mlx_lora.dataset.batches import Batch, collate, plan_epoch
+from mlx_lora.dataset.examples import Example
+from mlx_lora.errors import TrainingError
+from mlx_lora.training.engine import Arrays, Engine
+from mlx_lora.training.frozen import FrozenStore
+from mlx_lora.training.optim import clipped, learning_rate_at
+from mlx_lora.training.trainable import Trainable
+
+Parameters = dict[str, mx.array]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimizer update did."""
+
+    step: int
+    epoch: float  # passes over the rows so far
+    loss: float  # mean nats a trained token
+    gradient_norm: float  # before clipping
+    learning_rate: float
+    targets: int  # trained tokens
+    tokens: int  # real tokens, prompt included
+    padding_share: float
+    seconds: float
+    peak_bytes: int  # of MLX's memory, since the run began
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which rows go into which step: everything a resumed run has to find again from the step number alone."""
+
+    lengths: Sequence[int]
+    batch_size: int
+    accumulation: int
+    seed: int
+    steps_per_epoch: int
+    total_steps: int
+
+    def micro_batches(self, step: int) -> list[tuple[int, ...]]:
+        """Rows of each micro-batch of `step` (1 … total_steps)."""
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        batches = plan_epoch(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
+        return batches[position * self.accumulation : (position + 1) * self.accumulation]
+
+
+def build_schedule(lengths: Sequence[int], settings: TrainSettings) -> Schedule:
+    """The run's schedule; the last, smaller batch of an epoch and its last, smaller group of micro-batches are used."""
+    batches = math.ceil(len(lengths) / settings.batch_size)
+    steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
+    total = settings.steps if settings.steps is not None else (settings.epochs or 1) * steps_per_epoch
+    return Schedule(
+        lengths,
+        settings.batch_size,
+        settings.gradient_accumulation_steps,
+        settings.seed,
+        steps_per_epoch,
+        total,
+    )
+
+
+class Stepper:
+    """One optimizer update as functions of arrays, compiled where the run allows it.
+
+    The parameters live in the model; `parameters` and `optimizer.state` are what a checkpoint holds.
+    """
+
+    def __init__(
+        self, engine: Engine, trainable: Trainable, optimizer: optimizers.Optimizer, settings: OptimizerSettings, *,
+        compiled: bool,
+    ) -> None:  # fmt: skip
+        self.engine, self.trainable, self.optimizer, self.settings = engine, trainable, optimizer, settings
+        optimizer.init(trainable.arrays())
+        random: Any = [mx.random.state]
+        self._gradients = mx.compile(self._nats_and_gradients, random, random) if compiled else self._nats_and_gradients
+        self._update = mx.compile(self._updated) if compiled else self._updated
+
+    def gradients(self, arrays: Arrays) -> tuple[mx.array, Parameters]:
+        """Summed nats of a micro-batch and their gradient for every trained array."""
+        parameters = self.trainable.arrays()
+        nats, gradients = self._gradients(parameters, arrays)
+        self.trainable.assign(parameters)  # tracing leaves placeholders in the model
+        return nats, gradients
+
+    def update(self, gradients: Parameters, targets: int, learning_rate: float) -> mx.array:
+        """Apply summed `gradients` divided by `targets`; return the gradient norm, not yet computed."""
+        state = {name: value for name, value in self.optimizer.state.items() if name != "learning_rate"}
+        parameters, state, norm = self._update(
+            self.trainable.arrays(), state, gradients, mx.array(float(targets)), mx.array(learning_rate)
+        )
+        self.trainable.assign(parameters)
+        self.optimizer.state = state | {"learning_rate": mx.array(learning_rate)}
+        return norm
+
+    def _nats_and_gradients(self, parameters: Parameters, arrays: Arrays) -> tuple[mx.array, Parameters]:
+        def nats(parameters: Parameters) -> mx.array:
+            self.trainable.assign(parameters)
+            return self.engine.nats(arrays)
+
+        value, gradients = mx.value_and_grad(nats)(parameters)
+        return value, gradients
+
+    def _updated(
+        self, parameters: Parameters, state: dict[str, Any], gradients: Parameters, targets: mx.array, rate: mx.array
+    ) -> tuple[Parameters, dict[str, Any], mx.array]:
+        gradients = {name: gradient / targets for name, gradient in gradients.items()}
+        gradients, norm = clipped(gradients, self.settings.max_grad_norm)
+        self.optimizer.state = state | {"learning_rate": rate}
+        parameters = self.optimizer.apply_gradients(gradients, parameters)
+        state = {name: value for name, value in self.optimizer.state.items() if name != "learning_rate"}
+        return parameters, state, norm
+
+
+def train_steps(
+    stepper: Stepper, examples: Sequence[Example], schedule: Schedule, *, first_step: int = 1,
+    store: FrozenStore | None = None,
+) -> Iterator[StepReport]:  # fmt: skip
+    """Yield a report after every optimizer update from `first_step` on; the model holds that step's parameters.
+
+    The next step's batch is prepared while the device computes this one; there is one synchronization a step.
+    Raises TrainingError at the first loss or gradient that is not finite, with the parameters of the step before.
+    """
+    prepared = _prepare(stepper.engine, examples, schedule, first_step, store)
+    for step in range(first_step, schedule.total_steps + 1):
+        started = time.perf_counter()
+        batches, arrays = prepared
+        targets = sum(batch.targets_count for batch in batches)
+        learning_rate = learning_rate_at(step, schedule.total_steps, stepper.settings)
+        before = stepper.trainable.arrays()
+        mx.random.seed(schedule.seed * 1_000_003 + step)  # dropout depends on the step alone: a resumed run draws the same
+        nats, gradients = stepper.gradients(arrays[0])
+        for more in arrays[1:]:
+            more_nats, more_gradients = stepper.gradients(more)
+            nats = nats + more_nats
+            gradients = {name: gradient + more_gradients[name] for name, gradient in gradients.items()}
+        norm = stepper.update(gradients, targets, learning_rate)
+        mx.async_eval(nats, norm, stepper.trainable.arrays(), stepper.optimizer.state)
+        if step < schedule.total_steps:
+            prepared = _prepare(stepper.engine, examples, schedule, step + 1, store)
+        loss, gradient_norm = nats.item() / targets, norm.item()
+        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
+            stepper.trainable.assign(before)
+            raise _not_finite(step, loss, gradient_norm, learning_rate, [examples[row] for b in batches for row in b.rows])
+        yield StepReport(
+            step=step,
+            epoch=step / schedule.steps_per_epoch,
+            loss=loss,
+            gradient_norm=gradient_norm,
+            learning_rate=learning_rate,
+            targets=targets,
+            tokens=sum(batch.tokens for batch in batches),
+            padding_share=1 - sum(batch.tokens for batch in batches) / sum(batch.inputs.size for batch in batches),
+            seconds=time.perf_counter() - started,
+            peak_bytes=mx.get_peak_memory(),
+        )
+
+
+def _prepare(
+    engine: Engine, examples: Sequence[Example], schedule: Schedule, step: int, store: FrozenStore | None
+) -> tuple[list[Batch], list[Arrays]]:
+    batches = [collate(examples, rows) for rows in schedule.micro_batches(step)]
+    return batches, [engine.arrays(batch, store) for batch in batches]
+
+
+def _not_finite(
+    step: int, loss: float, norm: float, learning_rate: float, rows: Sequence[Example]
+) -> TrainingError:
+    places = ", ".join(sorted({row.place for row in rows})[:8])
+    return TrainingError(
+        f"step {step}: the loss is {loss} and the gradient norm {norm} at learning rate {learning_rate:.3g}; rows: {places}",
+        "the last good adapter is kept; lower optimizer.learning_rate, or set optimizer.max_grad_norm: 1.0",
+    )
+
+
+Validate = Callable[[], float]
+
+
+def mean_nats(engine: Engine, examples: Sequence[Example], batch_size: int, store: FrozenStore | None = None) -> float:
+    """Mean loss a trained token over all of `examples`, in nats: every row once, weighted by its tokens."""
+    order = sorted(range(len(examples)), key=lambda row: len(examples[row].tokens))
+    nats, targets = 0.0, 0
+    for start in range(0, len(order), batch_size):
+        batch = collate(examples, order[start : start + batch_size])
+        nats += engine.nats(engine.arrays(batch, store)).item()
+        targets += batch.targets_count
+    return nats / targets

@@ -1,0 +1,151 @@
+"""Which parts of the engine a run uses, in one line each, and the check of them against the plain forward."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_lora.config import ENGINE_PARTS, LoraSettings, TrainSettings
+from mlx_lora.dataset.batches import Batch, collate, plan_epoch
+from mlx_lora.dataset.examples import Example
+from mlx_lora.training.checkpointing import checkpoint_layers
+from mlx_lora.training.engine import Engine, shared_prefix_length
+from mlx_lora.training.head import head_size
+from mlx_lora.training.loop import Stepper
+from mlx_lora.training.trunk import Trunk, find_trunk
+
+CHECK_ROWS = 2
+_TOLERANCE = {mx.float32: 1e-4, mx.float16: 2e-2, mx.bfloat16: 5e-2}
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What one part of the engine does for this run, or why it does nothing."""
+
+    name: str
+    active: bool
+    line: str
+
+
+def build_engine(
+    model: nn.Module, examples: Sequence[Example], settings: TrainSettings, lora: LoraSettings
+) -> tuple[Engine, list[PartReport]]:
+    """The engine for this run and a report on each part; frozen layers are decided where the store is built.
+
+    `model` has its adapters already.
+    """
+    trunk = find_trunk(model)
+    if trunk is not None and settings.gradient_checkpointing:
+        checkpoint_layers(trunk)
+    if settings.engine == "plain":
+        return Engine(model, trunk), []
+    asked = ENGINE_PARTS if settings.engine == "auto" else tuple(settings.engine)
+    if trunk is None:
+        why = "this family's trunk and head are not where mlx-lm's models have them: plain forward"
+        return Engine(model), [PartReport(name, False, why) for name in asked if name != "compiled_step"]
+    engine = Engine(model, trunk, vocabulary=head_size(trunk))
+    sample = [collate(examples, rows) for rows in sample_batches(examples, settings)]
+    reports = []
+    if "supervised_positions" in asked:
+        engine.supervised_positions = True
+        reports.append(_supervised_line(sample))
+    if "shared_prefix" in asked:
+        refusal = prefix_refusal(trunk, lora, examples)
+        report = PartReport("shared_prefix", False, refusal) if refusal else _prefix_line(sample)
+        engine.shared_prefix = report.active
+        reports.append(report)
+    return engine, reports
+
+
+def sample_batches(examples: Sequence[Example], settings: TrainSettings, most: int = 50) -> list[tuple[int, ...]]:
+    """The first batches of the first epoch: what the reports are counted on."""
+    lengths = [len(example.tokens) for example in examples]
+    return plan_epoch(lengths, settings.batch_size, seed=settings.seed, epoch=0)[:most]
+
+
+def _supervised_line(sample: Sequence[Batch]) -> PartReport:
+    positions = sum(batch.inputs.size for batch in sample)
+    trained = sum(int(np.count_nonzero(batch.weights)) for batch in sample)
+    line = f"vocabulary projection and loss on {trained / positions:.0%} of the positions"
+    return PartReport("supervised_positions", True, line)
+
+
+def _prefix_line(sample: Sequence[Batch]) -> PartReport:
+    shared = [max(0, shared_prefix_length(batch)) if len(batch.rows) > 1 else 0 for batch in sample]
+    if not any(shared):
+        return PartReport("shared_prefix", False, "the rows of a batch share no untrained prefix")
+    whole = sum(batch.inputs.size for batch in sample)
+    less = sum((len(batch.rows) - 1) * length for batch, length in zip(sample, shared, strict=True))
+    line = f"the first {min(shared)} to {max(shared)} tokens of a batch once a step: {less / whole:.0%} fewer positions"
+    return PartReport("shared_prefix", True, line)
+
+
+def prefix_refusal(trunk: Trunk, lora: LoraSettings, examples: Sequence[Example]) -> str | None:
+    """Why the shared prefix cannot be used: a layer without keys and values, or dropout that differs from row to row."""
+    if lora.dropout > 0:
+        return "dropout draws a mask for every row: plain prompts"
+    from mlx_lora.training.prefix import PrefixedCache, RecordingCache
+
+    recorded = [RecordingCache() for _ in trunk.layers]
+    tokens = mx.array(examples[0].tokens[None, :2])
+    try:
+        trunk.states(tokens, recorded)
+        cache = [PrefixedCache(layer.keys, layer.values, 2) for layer in recorded]
+        trunk.states(tokens, cache)
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        return f"this family's layers keep more than keys and values ({type(error).__name__}): plain prompts"
+    if any(layer.keys is None for layer in recorded):
+        return "some layers of this family keep no keys and values: plain prompts"
+    return None
+
+
+def gradient_difference(stepper: Stepper, plain: Stepper, batch: Batch, arrays: dict[str, mx.array]) -> float:
+    """Largest relative difference between the engine's and the plain way's loss and gradients on a batch.
+
+    A tensor's difference is taken relative to the norm of the whole gradient: small tensors have no digits of their own.
+    """
+    nats, gradients = stepper.gradients(arrays)
+    plain_nats, plain_gradients = plain.gradients(plain.engine.arrays(batch))
+    norm = mx.sqrt(sum((mx.square(g).sum() for g in plain_gradients.values()), mx.array(0.0)))
+    worst = mx.abs(nats - plain_nats) / mx.maximum(mx.abs(plain_nats), 1e-6)
+    for name, gradient in plain_gradients.items():
+        difference = mx.sqrt(mx.square(gradients[name] - gradient).sum()) / mx.maximum(norm, 1e-12)
+        worst = mx.maximum(worst, difference)
+    return float(worst.item())
+
+
+def tolerance(model: nn.Module) -> float:
+    """Largest gradient_difference that counts as rounding, for the dtype in which the model computes."""
+    dtypes = {array.dtype for _, array in nn.utils.tree_flatten(model.parameters())}
+    return max(_TOLERANCE.get(dtype, 1e-4) for dtype in dtypes)
+
+
+def check_batch(examples: Sequence[Example], settings: TrainSettings) -> Batch:
+    """The first rows of the first batch: enough to compare, small enough for the plain way's memory."""
+    return collate(examples, sample_batches(examples, settings)[0][:CHECK_ROWS])
+
+
+def frozen_refusal(trunk: Trunk | None, settings: TrainSettings, first_layer: int, epochs: float) -> str | None:
+    """Why the frozen layers cannot run once, or None."""
+    if trunk is None:
+        return "this family's layers are not where mlx-lm's models have them"
+    if first_layer == 0:
+        return "adapters sit in all layers (lora.layers: N trains the last N only)"
+    if epochs < 2 and settings.engine == "auto":
+        return "a single pass over the rows gains nothing"
+    return None
+
+
+def disk_refusal(bytes_needed: int, folder: Path, share: float = 0.25) -> str | None:
+    """Why the stored outputs do not fit the disk: at most `share` of what is free may be used."""
+    import shutil
+
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if bytes_needed <= share * free:
+        return None
+    return f"the outputs need {bytes_needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free on this disk"
