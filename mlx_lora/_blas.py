@@ -1,4 +1,4 @@
-"""Put a fast BLAS in front of the reference BLAS that `mlx[cpu]` brings on Linux. Must run before mlx.core is imported."""
+"""A fast BLAS in front of the one that `mlx[cpu]` brings on Linux. Must run before mlx.core is imported."""
 
 import ctypes
 import os

@@ -25,7 +25,9 @@ JsonOutput = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 ModelName = Annotated[
     str | None, typer.Option("--model", help="The base, where it is not the one the adapter names.", show_default=False)
 ]
-Revision = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the base.", show_default=False)]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit of the base.", show_default=False)
+]
 
 
 def _version(wanted: bool) -> None:
@@ -36,7 +38,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -93,16 +97,21 @@ def evaluate(
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Also ask the base, and compare.")] = False,
     model: ModelName = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first N questions.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask only the first N questions.", show_default=False)
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
     fail_under: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Exit 1 when an adapter scores less.", show_default=False)
     ] = None,
-    metric: Annotated[str, typer.Option(help="exact_match, contains or token_f1: what --fail-under looks at.")] = "exact_match",
+    metric: Annotated[
+        str, typer.Option(help="exact_match, contains or token_f1: what --fail-under looks at.")
+    ] = "exact_match",
     json_output: JsonOutput = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write results here, not under the adapter.", show_default=False)
+        Path | None,
+        typer.Option("--output", "-o", help="Write results here, not under the adapter.", show_default=False),
     ] = None,
 ) -> None:
     """Ask questions and count right answers: base against adapter, from one load of the base."""
@@ -152,14 +161,20 @@ def chat(
     ] = None,
     model: ModelName = None,
     revision: Revision = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Answer once and leave.", show_default=False)] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="Answer once and leave.", show_default=False)
+    ] = None,
     system: Annotated[
         str | None, typer.Option(help="System prompt in place of the adapter's own.", show_default=False)
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this share.")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this share.")
+    ] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    seed: Annotated[int | None, typer.Option(min=0, help="Makes sampled answers repeatable.", show_default=False)] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Makes sampled answers repeatable.", show_default=False)
+    ] = None,
 ) -> None:
     """Talk to the base or to an adapter."""
     from mlx_lora.commands.chat import run_chat

@@ -19,10 +19,16 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Where the rows come from and which of their tokens are trained."""
 
-    train: str = Field(description="File (.jsonl, .json, .csv), folder with train/valid/test, or Hugging Face data set.")
-    valid: str | None = Field(None, description="Validation rows; null splits `valid_share` of the training questions off.")
+    train: str = Field(
+        description="File (.jsonl, .json, .csv), folder with train/valid/test, or Hugging Face data set."
+    )
+    valid: str | None = Field(
+        None, description="Validation rows; null splits `valid_share` of the training questions off."
+    )
     test: str | None = Field(None, description="Rows for `mlx-lora eval` when it is given no --data.")
-    valid_share: Share = Field(0.1, description="Share of the distinct questions held out when `valid` is null; 0 for none.")
+    valid_share: Share = Field(
+        0.1, description="Share of the distinct questions held out when `valid` is null; 0 for none."
+    )
     system_prompt: str | None = Field(None, description="System message put before every row that has none of its own.")
     chat_template: str | None = Field(None, description="A .jinja file used in place of the tokenizer's own template.")
     chat_template_args: dict[str, str | bool | int | float] = Field(
@@ -66,16 +72,22 @@ class TrainSettings(Settings):
     steps: Positive | None = Field(None, description="Optimizer updates; give this or `epochs`.")
     batch_size: Positive = Field(8, description="Rows in a micro-batch.")
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches in one optimizer update.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, slower.")
+    gradient_checkpointing: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, slower."
+    )
     engine: Literal["auto", "plain"] | list[Engine] = Field(
         "auto", description="Exact speed-ups: all that apply, none, or a list of parts."
     )
     eval_every: Positive | Literal["epoch"] = Field("epoch", description="Validate every N steps, or once an epoch.")
-    save_every: Positive | Literal["epoch"] = Field("epoch", description="Write a checkpoint every N steps, or once an epoch.")
+    save_every: Positive | Literal["epoch"] = Field(
+        "epoch", description="Write a checkpoint every N steps, or once an epoch."
+    )
     early_stopping_patience: Positive | None = Field(
         None, description="Stop after this many validations without a better loss; null never does."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seed of A, dropout, the split and the order of rows.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="Seed of A, dropout, the split and the order of rows."
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSettings":
@@ -91,10 +103,14 @@ class OptimizerSettings(Settings):
     learning_rate: Annotated[float, Field(ge=0)] = Field(1e-3, description="Peak learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Shape after warm-up.")
     warmup_ratio: Share = Field(0.05, description="Share of the steps that climb from 0 to the peak.")
-    final_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Last learning rate as a share of the peak.")
+    final_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Last learning rate as a share of the peak."
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="Decay of adamw, muon, lion and sgd.")
     momentum: Share = Field(0.9, description="Momentum of sgd and muon.")
-    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(1.0, description="Clip the global gradient norm; null never.")
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = Field(
+        1.0, description="Clip the global gradient norm; null never."
+    )
 
 
 class RunConfig(Settings):

@@ -1,4 +1,4 @@
-"""The training screen: a header, a progress bar with the figures that matter, plain lines where there is no terminal."""
+"""The training screen: a progress bar with the figures that matter, plain lines where there is no terminal."""
 
 import time
 from types import TracebackType
@@ -14,16 +14,22 @@ PLAIN_LINE_SECONDS = 10.0
 class Step(Protocol):
     """What the screen shows of an optimizer update (training/loop.py's StepReport)."""
 
-    step: int
-    epoch: float
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    targets: int
-    tokens: int
-    padding_share: float
-    seconds: float
-    peak_bytes: int
+    @property
+    def step(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def targets(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def padding_share(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def peak_bytes(self) -> int: ...
 
 
 class TrainScreen:
@@ -55,7 +61,9 @@ class TrainScreen:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     @property

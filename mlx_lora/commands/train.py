@@ -1,4 +1,4 @@
-"""`mlx-lora train`: a run file becomes an adapter folder. Reads from top to bottom; owns validation, saving and printing."""
+"""`mlx-lora train`: a run file becomes an adapter folder. Owns validation, saving and printing."""
 
 import dataclasses
 import json
@@ -27,7 +27,12 @@ INTERRUPTED = 130
 
 
 def run_train(
-    path: Path, overrides: Sequence[str] = (), *, resume: bool = False, overwrite: bool = False, json_output: bool = False
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    json_output: bool = False,
 ) -> int:
     """Train as the run file says; return the exit code (0, or 130 when a signal ended the run after a checkpoint)."""
     config = load_config(path, overrides)
@@ -35,7 +40,7 @@ def run_train(
 
     folder = Path(config.output_dir)
     claim_folder(folder, resume=resume, overwrite=overwrite)
-    session, base, facts = _build(config)
+    session, facts = _build(config)
     if resume:
         _resume(session, folder / "checkpoints", facts["fingerprint"])
     else:
@@ -43,7 +48,10 @@ def run_train(
         session.progress.fingerprint = facts["fingerprint"]
     write_whole(folder / "run.yaml", dump_config(config))
     started = time.perf_counter()
-    with Metrics(folder / "metrics.jsonl", session.progress.step if resume else None) as metrics, _stop_signals() as stop:
+    with (
+        Metrics(folder / "metrics.jsonl", session.progress.step if resume else None) as metrics,
+        _stop_signals() as stop,
+    ):
         if not resume:
             metrics.write("start", {"step": 0, **facts})
         stopped_by = _train(session, folder, facts, metrics, stop)
@@ -54,7 +62,7 @@ def run_train(
     return INTERRUPTED if stopped_by == "signal" else 0
 
 
-def _build(config: RunConfig) -> tuple["Session", "LoadedModel", dict[str, Any]]:
+def _build(config: RunConfig) -> tuple["Session", dict[str, Any]]:
     from mlx_lora.dataset.examples import build_examples
     from mlx_lora.dataset.splits import load_splits
     from mlx_lora.lora.inject import inject_lora
@@ -72,8 +80,10 @@ def _build(config: RunConfig) -> tuple["Session", "LoadedModel", dict[str, Any]]
         talk.print(f"note: {note}", markup=False)
     session = build_session(config, base.model, train_set.examples, valid_set.examples if valid_set else [])
     for report in session.reports:
-        talk.print(f"  {'on ' if report.active else 'off'} {report.name:<21} {report.line}", markup=False, soft_wrap=True)
-    return session, base, _facts(config, base)
+        talk.print(
+            f"  {'on ' if report.active else 'off'} {report.name:<21} {report.line}", markup=False, soft_wrap=True
+        )
+    return session, _facts(config, base)
 
 
 def _facts(config: RunConfig, base: "LoadedModel") -> dict[str, Any]:
@@ -119,7 +129,9 @@ def _resume(session: "Session", checkpoints: Path, fingerprint: dict[str, Any]) 
 def _differences(then: Any, now: Any, place: str = "") -> list[str]:
     if isinstance(then, dict) and isinstance(now, dict):
         keys = sorted({*then, *now})
-        return [line for key in keys for line in _differences(then.get(key), now.get(key), f"{place}.{key}".lstrip("."))]
+        return [
+            line for key in keys for line in _differences(then.get(key), now.get(key), f"{place}.{key}".lstrip("."))
+        ]
     return [] if then == now else [f"{place}: was {then!r}, is {now!r}"]
 
 
@@ -187,9 +199,7 @@ def _save_adapter(session: "Session", folder: Path, facts: dict[str, Any]) -> No
     from mlx_lora.lora.adapter import save_adapter
 
     known = {name: value for name, value in facts.items() if name != "fingerprint"}
-    save_adapter(
-        folder, session.model, settings=session.config.lora, metadata={**known, "step": session.progress.step}
-    )
+    save_adapter(folder, session.model, settings=session.config.lora, metadata={**known, "step": session.progress.step})
 
 
 class _Stop:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_lora.errors import MlxLoraError, TrainingError
 from mlx_lora.files import named_errors, sha256_file, whole_folder, write_json
@@ -41,7 +40,7 @@ def save_checkpoint(
     final = folder / f"{progress.step:08d}"
     with whole_folder(final, overwrite=True) as temporary, named_errors(final):
         mx.save_safetensors(str(temporary / "parameters.safetensors"), parameters)
-        mx.save_safetensors(str(temporary / "optimizer.safetensors"), dict(tree_flatten(optimizer_state)))
+        mx.save_safetensors(str(temporary / "optimizer.safetensors"), _flat(optimizer_state))
         checksums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
         write_json(temporary / "state.json", {"format": _FORMAT, "sha256": checksums, **asdict(progress)})
     for old in list_checkpoints(folder)[:-keep]:
@@ -55,7 +54,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def load_newest_checkpoint(folder: Path) -> tuple[Progress, dict[str, mx.array], dict[str, Any], list[str]]:
-    """The newest whole checkpoint: progress, trained arrays, optimizer state, and a line for each broken one passed over.
+    """The newest whole checkpoint: progress, trained arrays, optimizer state, a line for each broken one.
 
     Raises: TrainingError when there is none.
     """
@@ -81,7 +80,32 @@ def _load(path: Path) -> tuple[Progress, dict[str, mx.array], dict[str, Any]]:
     for name, checksum in checksums.items():
         if sha256_file(path / name) != checksum:
             raise ValueError(f"{name}: checksum differs")
-    parameters = mx.load(str(path / "parameters.safetensors"))
-    optimizer_state = tree_unflatten(list(mx.load(str(path / "optimizer.safetensors")).items()))
+    parameters = _read(path / "parameters.safetensors")
+    optimizer_state = _nested(_read(path / "optimizer.safetensors"))
     mx.eval(parameters, optimizer_state)  # read now: the file may be removed by the next save
     return Progress(**state), parameters, optimizer_state
+
+
+def _read(path: Path) -> dict[str, mx.array]:
+    arrays = mx.load(str(path))
+    assert isinstance(arrays, dict)
+    return arrays
+
+
+def _flat(state: dict[str, Any]) -> dict[str, mx.array]:
+    """Names with a bar between array and moment: array names have dots of their own."""
+    flat: dict[str, mx.array] = {}
+    for name, value in state.items():
+        flat |= {f"{name}|{part}": array for part, array in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def _nested(flat: dict[str, mx.array]) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for name, array in flat.items():
+        outer, bar, part = name.partition("|")
+        if bar:
+            state.setdefault(outer, {})[part] = array
+        else:
+            state[outer] = array
+    return state

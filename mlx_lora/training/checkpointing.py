@@ -4,7 +4,7 @@ Source: Chen et al., arXiv 1604.06174. Keys and values that a layer records or r
 the recomputed function: what a closure hides from `mx.checkpoint` would lose its gradient without a word.
 """
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -19,17 +19,17 @@ def checkpoint_layers(trunk: Trunk) -> None:
     """Let every layer that holds trained parameters recompute its activations; weights and names stay as they are."""
     for layer in trunk.layers:
         if layer.trainable_parameters():
-            layer.__class__ = _checkpointed(type(layer))
+            layer.__class__ = _checkpointed(type(layer))  # type: ignore[arg-type]  # classes are hashable
 
 
-@cache
+@lru_cache
 def _checkpointed(plain: type[nn.Module]) -> type[nn.Module]:
     """A subclass of the layer class `plain` whose call is recomputed in the backward pass."""
 
     def call(self: nn.Module, inputs: mx.array, mask: Any = None, cache: Any = None) -> Any:
         trained = dict(tree_flatten(self.trainable_parameters()))
         masks = [mask] if isinstance(mask, mx.array) else []
-        prefix = [cache.keys, cache.values] if isinstance(cache, PrefixedCache) else []
+        prefix = cache.arrays() if isinstance(cache, PrefixedCache) else []
 
         @mx.checkpoint
         def run(trained: dict[str, mx.array], inputs: mx.array, masks: list[mx.array], prefix: list[mx.array]) -> Any:

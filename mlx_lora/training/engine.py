@@ -38,7 +38,7 @@ class Engine:
     boundary: PassThrough | None = None  # the last stand-in for the frozen layers, where they have been removed
 
     def arrays(self, batch: Batch, store: FrozenStore | None = None) -> Arrays:
-        """The arrays that `nats` takes for `batch` (of `store`'s data set); which keys there are says which parts run."""
+        """What `nats` takes for `batch` (of `store`'s data set); which keys there are says which parts run."""
         prefix = store.prefix_length if store is not None else self._prefix_length(batch)
         inputs, targets, weights = (part[:, prefix:] for part in (batch.inputs, batch.targets, batch.weights))
         arrays = {"inputs": inputs}

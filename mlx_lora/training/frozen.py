@@ -30,7 +30,7 @@ class PassThrough(nn.Module):
     """
 
     def __init__(self, attributes: dict[str, Any]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         object.__setattr__(self, "_attributes", attributes)
         object.__setattr__(self, "_states", None)
 
@@ -65,7 +65,9 @@ class _Capture(PassThrough):
 def plain_attributes(layer: nn.Module) -> dict[str, Any]:
     """The attributes of `layer` that are neither weights nor modules."""
     own = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
-    return own | {name: value for name, value in layer.items() if not isinstance(value, (mx.array, nn.Module, list, dict))}
+    return own | {
+        name: value for name, value in layer.items() if not isinstance(value, (mx.array, nn.Module, list, dict))
+    }
 
 
 def remove_frozen_layers(trunk: Trunk, boundary: int) -> PassThrough:
@@ -91,7 +93,7 @@ class FrozenStore:
         self._states, self._dtype = states, dtype
 
     def arrays(self, batch: Batch) -> dict[str, mx.array]:
-        """The stored states for `batch`: `boundary` (B, T − P, D) and, with a shared prefix, `prefix_boundary` (1, P, D)."""
+        """What is stored for `batch`: `boundary` (B, T − P, D) and, with a prefix, `prefix_boundary` (1, P, D)."""
         width = batch.inputs.shape[1] - self.prefix_length
         boundary = np.zeros((len(batch.rows), width, self._states.shape[1]), self._states.dtype)
         for index, row in enumerate(batch.rows):
@@ -101,6 +103,16 @@ class FrozenStore:
         if self.prefix_length:
             arrays["prefix_boundary"] = self._to_mlx(self._states[None, : self.prefix_length])
         return arrays
+
+    def write_prefix(self, states: np.ndarray) -> None:
+        """Keep the shared prefix's states (P, D)."""
+        self._states[: self.prefix_length] = states
+
+    def write(self, batch: Batch, states: np.ndarray) -> None:
+        """Keep the states (B, T, D) of a batch's rows after the prefix, without their padding."""
+        for index, row in enumerate(batch.rows):
+            first, last = self._starts[row], self._starts[row + 1]
+            self._states[first:last] = states[index, : last - first]
 
     def _to_mlx(self, stored: np.ndarray) -> mx.array:
         array = mx.array(np.ascontiguousarray(stored))
@@ -156,16 +168,15 @@ def _fill(
             trunk.states(mx.array(examples[0].tokens[None, :prefix]), recorded)
             states = capture.take()
             cache = [PrefixedCache(layer.keys, layer.values, prefix) for layer in recorded]
-            mx.eval(states, [layer.keys for layer in recorded[:boundary]], [layer.values for layer in recorded[:boundary]])
-            store._states[:prefix] = _to_numpy(states[0])
+            mx.eval(
+                states, [layer.keys for layer in recorded[:boundary]], [layer.values for layer in recorded[:boundary]]
+            )
+            store.write_prefix(_to_numpy(states[0]))
         order = sorted(range(len(examples)), key=lambda row: len(examples[row].tokens))
         for start in range(0, len(order), ROWS_AT_ONCE):
             batch = collate(examples, order[start : start + ROWS_AT_ONCE])
             trunk.states(mx.array(batch.inputs[:, prefix:]), cache)
-            states = _to_numpy(capture.take())
-            for index, row in enumerate(batch.rows):
-                first, last = store._starts[row], store._starts[row + 1]
-                store._states[first:last] = states[index, : last - first]
+            store.write(batch, _to_numpy(capture.take()))
             yield min(start + ROWS_AT_ONCE, len(order))
 
 

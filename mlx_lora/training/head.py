@@ -23,7 +23,7 @@ def select(states: mx.array, positions: mx.array) -> mx.array:
 
 
 def supervised_nats(head: Head, states: mx.array, targets: mx.array, weights: mx.array, vocabulary: int) -> mx.array:
-    """Weighted sum of the token losses, in nats; differentiable in `states`, never holding more than CHUNK_BYTES of logits.
+    """Weighted sum of the token losses, in nats; holds at most CHUNK_BYTES of logits at a time.
 
     states: (1, K, D); targets: (K,) int32; weights: (K,) float32. The head's own weights must be frozen.
     """
@@ -36,10 +36,11 @@ def supervised_nats(head: Head, states: mx.array, targets: mx.array, weights: mx
         part = slice(start, start + chunk)
         return summed_nats(head(piece)[0], targets[part], weights[part])
 
-    # The gradient with respect to a chunk is taken in the forward pass, chunk after chunk, and only scaled in the backward.
+    # A chunk's gradient is taken in the forward pass, chunk after chunk, and only scaled in the backward.
     @mx.custom_function
     def total(states: mx.array) -> tuple[mx.array, mx.array]:
-        nats, gradients = mx.array(0.0), []
+        nats = mx.array(0.0)
+        gradients: list[mx.array] = []
         for start in range(0, count, chunk):
             piece = states[:, start : start + chunk]
             if gradients:  # one chunk's logits are gone before the next one's are made
@@ -53,8 +54,8 @@ def supervised_nats(head: Head, states: mx.array, targets: mx.array, weights: mx
     def total_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         return (cotangents[0] * outputs[1]).astype(primals.dtype)
 
-    nats: mx.array = total(states)[0]
-    return nats
+    both: tuple[mx.array, mx.array] = total(states)  # type: ignore[assignment]  # mx.custom_function says object
+    return both[0]
 
 
 def head_size(trunk: Trunk) -> int:

@@ -2,15 +2,17 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optimizers
+import numpy as np
 
 from mlx_lora.config import OptimizerSettings, TrainSettings
-from mlx_lora.dataset.batches import Batch, collate, plan_epoch
+from mlx_lora.dataset.batches import Batch, collate, plan_epoch, plan_validation
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.engine import Arrays, Engine
@@ -41,7 +43,7 @@ class StepReport:
 class Schedule:
     """Which rows go into which step: everything a resumed run has to find again from the step number alone."""
 
-    lengths: Sequence[int]
+    lengths: tuple[int, ...]
     batch_size: int
     accumulation: int
     seed: int
@@ -51,8 +53,13 @@ class Schedule:
     def micro_batches(self, step: int) -> list[tuple[int, ...]]:
         """Rows of each micro-batch of `step` (1 … total_steps)."""
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        batches = plan_epoch(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
+        batches = _epoch_batches(self.lengths, self.batch_size, self.seed, epoch)
         return batches[position * self.accumulation : (position + 1) * self.accumulation]
+
+
+@lru_cache(maxsize=1)  # asked once a step, made once an epoch
+def _epoch_batches(lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
+    return plan_epoch(lengths, batch_size, seed=seed, epoch=epoch)
 
 
 def build_schedule(lengths: Sequence[int], settings: TrainSettings) -> Schedule:
@@ -61,7 +68,7 @@ def build_schedule(lengths: Sequence[int], settings: TrainSettings) -> Schedule:
     steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
     total = settings.steps if settings.steps is not None else (settings.epochs or 1) * steps_per_epoch
     return Schedule(
-        lengths,
+        tuple(lengths),
         settings.batch_size,
         settings.gradient_accumulation_steps,
         settings.seed,
@@ -138,7 +145,9 @@ def train_steps(
         targets = sum(batch.targets_count for batch in batches)
         learning_rate = learning_rate_at(step, schedule.total_steps, stepper.settings)
         before = stepper.trainable.arrays()
-        mx.random.seed(schedule.seed * 1_000_003 + step)  # dropout depends on the step alone: a resumed run draws the same
+        mx.random.seed(
+            schedule.seed * 1_000_003 + step
+        )  # dropout depends on the step alone: a resumed run draws the same
         nats, gradients = stepper.gradients(arrays[0])
         for more in arrays[1:]:
             more_nats, more_gradients = stepper.gradients(more)
@@ -148,10 +157,12 @@ def train_steps(
         mx.async_eval(nats, norm, stepper.trainable.arrays(), stepper.optimizer.state)
         if step < schedule.total_steps:
             prepared = _prepare(stepper.engine, examples, schedule, step + 1, store)
-        loss, gradient_norm = nats.item() / targets, norm.item()
+        loss, gradient_norm = _number(nats) / targets, _number(norm)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             stepper.trainable.assign(before)
-            raise _not_finite(step, loss, gradient_norm, learning_rate, [examples[row] for b in batches for row in b.rows])
+            raise _not_finite(
+                step, loss, gradient_norm, learning_rate, [examples[row] for b in batches for row in b.rows]
+            )
         yield StepReport(
             step=step,
             epoch=step / schedule.steps_per_epoch,
@@ -166,6 +177,10 @@ def train_steps(
         )
 
 
+def _number(scalar: mx.array) -> float:
+    return float(np.array(scalar))
+
+
 def _prepare(
     engine: Engine, examples: Sequence[Example], schedule: Schedule, step: int, store: FrozenStore | None
 ) -> tuple[list[Batch], list[Arrays]]:
@@ -173,25 +188,20 @@ def _prepare(
     return batches, [engine.arrays(batch, store) for batch in batches]
 
 
-def _not_finite(
-    step: int, loss: float, norm: float, learning_rate: float, rows: Sequence[Example]
-) -> TrainingError:
+def _not_finite(step: int, loss: float, norm: float, learning_rate: float, rows: Sequence[Example]) -> TrainingError:
     places = ", ".join(sorted({row.place for row in rows})[:8])
     return TrainingError(
-        f"step {step}: the loss is {loss} and the gradient norm {norm} at learning rate {learning_rate:.3g}; rows: {places}",
+        f"step {step}: the loss is {loss} and the gradient norm {norm} at learning rate {learning_rate:.3g}; "
+        f"rows: {places}",
         "the last good adapter is kept; lower optimizer.learning_rate, or set optimizer.max_grad_norm: 1.0",
     )
 
 
-Validate = Callable[[], float]
-
-
 def mean_nats(engine: Engine, examples: Sequence[Example], batch_size: int, store: FrozenStore | None = None) -> float:
     """Mean loss a trained token over all of `examples`, in nats: every row once, weighted by its tokens."""
-    order = sorted(range(len(examples)), key=lambda row: len(examples[row].tokens))
     nats, targets = 0.0, 0
-    for start in range(0, len(order), batch_size):
-        batch = collate(examples, order[start : start + batch_size])
-        nats += engine.nats(engine.arrays(batch, store)).item()
+    for rows in plan_validation([len(example.tokens) for example in examples], batch_size):
+        batch = collate(examples, rows)
+        nats += _number(engine.nats(engine.arrays(batch, store)))
         targets += batch.targets_count
     return nats / targets

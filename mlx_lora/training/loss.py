@@ -1,4 +1,4 @@
-"""The loss: a weighted sum of token cross-entropies. Division by the token count happens once, where counts are known."""
+"""The loss: a weighted sum of token cross-entropies. Who knows all counts divides, once."""
 
 import mlx.core as mx
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
 from mlx_lora.config import ENGINE_PARTS, LoraSettings, TrainSettings
 from mlx_lora.dataset.batches import Batch, collate, plan_epoch
@@ -84,7 +85,7 @@ def _prefix_line(sample: Sequence[Batch]) -> PartReport:
 
 
 def prefix_refusal(trunk: Trunk, lora: LoraSettings, examples: Sequence[Example]) -> str | None:
-    """Why the shared prefix cannot be used: a layer without keys and values, or dropout that differs from row to row."""
+    """Why the shared prefix cannot be used: layers that keep more than keys and values, or dropout."""
     if lora.dropout > 0:
         return "dropout draws a mask for every row: plain prompts"
     from mlx_lora.training.prefix import PrefixedCache, RecordingCache
@@ -105,7 +106,7 @@ def prefix_refusal(trunk: Trunk, lora: LoraSettings, examples: Sequence[Example]
 def gradient_difference(stepper: Stepper, plain: Stepper, batch: Batch, arrays: dict[str, mx.array]) -> float:
     """Largest relative difference between the engine's and the plain way's loss and gradients on a batch.
 
-    A tensor's difference is taken relative to the norm of the whole gradient: small tensors have no digits of their own.
+    A tensor's difference is relative to the norm of the whole gradient: small ones have no digits of their own.
     """
     nats, gradients = stepper.gradients(arrays)
     plain_nats, plain_gradients = plain.gradients(plain.engine.arrays(batch))
@@ -114,13 +115,13 @@ def gradient_difference(stepper: Stepper, plain: Stepper, batch: Batch, arrays: 
     for name, gradient in plain_gradients.items():
         difference = mx.sqrt(mx.square(gradients[name] - gradient).sum()) / mx.maximum(norm, 1e-12)
         worst = mx.maximum(worst, difference)
-    return float(worst.item())
+    return float(worst)
 
 
 def tolerance(model: nn.Module) -> float:
     """Largest gradient_difference that counts as rounding, for the dtype in which the model computes."""
-    dtypes = {array.dtype for _, array in nn.utils.tree_flatten(model.parameters())}
-    return max(_TOLERANCE.get(dtype, 1e-4) for dtype in dtypes)
+    arrays = dict(tree_flatten(model.parameters())).values()
+    return max(_TOLERANCE.get(array.dtype, 1e-4) for array in arrays)
 
 
 def check_batch(examples: Sequence[Example], settings: TrainSettings) -> Batch:

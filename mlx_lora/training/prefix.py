@@ -35,6 +35,10 @@ class PrefixedCache:
     def __init__(self, keys: mx.array | None, values: mx.array | None, offset: int) -> None:
         self.keys, self.values, self.offset = keys, values, offset
 
+    def arrays(self) -> list[mx.array]:
+        """Keys and values, or nothing."""
+        return [array for array in (self.keys, self.values) if array is not None]
+
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         return _after_prefix(self.keys, keys), _after_prefix(self.values, values)
 
@@ -49,7 +53,7 @@ def _after_prefix(prefix: mx.array | None, rows: mx.array) -> mx.array:
 
 
 def attention_mask(length: int, offset: int, window_size: int | None, return_array: bool) -> Any:
-    """What mlx-lm's models pass to attention for `length` queries after `offset` keys: "causal", None or a bool array."""
+    """The mask for `length` queries after `offset` keys, as mlx-lm's models want it: "causal", None or a bool array."""
     if not return_array and (window_size is None or offset + length <= window_size):
         return "causal" if length > 1 else None
     queries = mx.arange(offset, offset + length)[:, None]

@@ -1,4 +1,4 @@
-"""A run's folder: the run file, the metrics, the best adapter and the checkpoints. Knows nothing of the loop or the screen."""
+"""A run's folder: who may write into it, and its metrics. Knows nothing of the loop or the screen."""
 
 import json
 import os
@@ -28,7 +28,9 @@ class Metrics:
     def __enter__(self) -> "Metrics":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
         self._file.close()
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A run put together: model with adapters, engine, schedule and progress. Knows nothing of screens or of the command line."""
+"""A run put together: model with adapters, engine, schedule and progress. Knows nothing of screens or commands."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mlx_lora.errors import TrainingError
 from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.engine import Engine
 from mlx_lora.training.frozen import FrozenStore
-from mlx_lora.training.loop import Schedule, StepReport, Stepper, build_schedule, mean_nats, train_steps
+from mlx_lora.training.loop import Schedule, Stepper, StepReport, build_schedule, mean_nats, train_steps
 from mlx_lora.training.optim import build_optimizer
 from mlx_lora.training.parts import PartReport, build_engine, check_batch, gradient_difference, tolerance
 from mlx_lora.training.trainable import Trainable
@@ -67,12 +67,13 @@ class Session:
 
     def restore(self, progress: Progress, parameters: dict[str, mx.array], optimizer_state: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises: TrainingError when it was made for other adapters."""
-        expected = {name: array.shape for name, array in self.stepper.trainable.arrays().items()}
-        found = {name: array.shape for name, array in parameters.items()}
-        if expected != found:
+        stepper = self.stepper
+        if _shapes(stepper.trainable.arrays()) != _shapes(parameters) or (
+            _shapes(stepper.optimizer.state) != _shapes(optimizer_state)
+        ):
             raise TrainingError("the checkpoint holds other adapters than this run has", "begin again with --overwrite")
-        self.stepper.trainable.assign(parameters)
-        self.stepper.optimizer.state = optimizer_state
+        stepper.trainable.assign(parameters)
+        stepper.optimizer.state = optimizer_state
         self.progress = progress
 
 
@@ -112,5 +113,13 @@ def _compare(config: RunConfig, model: nn.Module, examples: Sequence[Example], s
         line = f"loss and gradients differ from the plain forward by {difference:.1e} (limit {limit:.0e})"
         return PartReport("checked", True, line)
     stepper.engine.supervised_positions = stepper.engine.shared_prefix = False
-    line = f"loss or gradients differ from the plain forward by {difference:.1e} (limit {limit:.0e}): plain forward used"
+    line = (
+        f"loss or gradients differ from the plain forward by {difference:.1e} (limit {limit:.0e}): plain forward used"
+    )
     return PartReport("checked", False, line)
+
+
+def _shapes(arrays: Any) -> Any:
+    if isinstance(arrays, dict):
+        return {name: _shapes(array) for name, array in arrays.items()}
+    return tuple(arrays.shape)

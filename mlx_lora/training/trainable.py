@@ -13,7 +13,7 @@ class Trainable:
 
     def __init__(self, model: nn.Module) -> None:
         self._places: dict[str, tuple[nn.Module, str]] = {}
-        for path, _ in tree_flatten(model.trainable_parameters()):
+        for path in dict(tree_flatten(model.trainable_parameters())):
             *parents, name = path.split(".")
             module = model
             for part in parents:

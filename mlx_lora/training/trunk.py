@@ -19,7 +19,7 @@ class _Given(nn.Module):
     """A stand-in for the trunk that returns given states and lends the trunk's other attributes (a tied embedding)."""
 
     def __init__(self, trunk: nn.Module, states: mx.array) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         object.__setattr__(self, "_trunk", trunk)
         object.__setattr__(self, "_states", states)
 

@@ -1,0 +1,204 @@
+"""`mlx-lora train` as its user meets it, on a tiny model: folders, resume, refusals, signals."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mlx_lora.cli import app
+from mlx_lora.commands import train as train_command
+from mlx_lora.commands.train import run_train
+from mlx_lora.errors import MlxLoraError, TrainingError
+from mlx_lora.training.checkpoint import list_checkpoints
+from tests.tiny import save_tiny_folder
+
+QUESTIONS = [("What is the sky?", "blue"), ("What is grass?", "green"), ("What is snow?", "white"), ("Coal?", "black")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_folder(tmp_path_factory.mktemp("base"), bits=4)
+
+
+@pytest.fixture
+def run_file(base, tmp_path):
+    """Write a run file over eight rows; keyword arguments change its sections."""
+
+    def write(**sections):
+        rows = [{"question": question, "answer": answer} for question, answer in QUESTIONS * 2]
+        (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows[:6]))
+        (tmp_path / "valid.jsonl").write_text("\n".join(json.dumps(row) for row in rows[4:]))
+        settings = {
+            "model": str(base),
+            "data": {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl")},
+            "lora": {"rank": 4, "alpha": 8, "layers": 2},
+            "train": {"epochs": 3, "batch_size": 2, "engine": ["supervised_positions", "shared_prefix"]},
+            "optimizer": {"learning_rate": 5e-3},
+            "output_dir": str(tmp_path / "run"),
+        }
+        for section, values in sections.items():
+            settings[section] = {**settings[section], **values} if isinstance(values, dict) else values
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    return write
+
+
+def events(folder, kind):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def test_a_run_leaves_a_whole_adapter_folder_that_taught_something(run_file, tmp_path):
+    assert run_train(run_file()) == 0
+    folder = tmp_path / "run"
+    assert {path.name for path in folder.iterdir()} == {
+        "adapters.safetensors", "adapter_config.json", "run.yaml", "metrics.jsonl", "checkpoints",
+    }  # fmt: skip
+    assert [event["step"] for event in events(folder, "step")] == list(range(1, 10))
+    assert [event["step"] for event in events(folder, "validation")] == [0, 3, 6, 9]
+    losses = [event["loss"] for event in events(folder, "validation")]
+    assert losses[-1] < 0.8 * losses[0]
+    facts = json.loads((folder / "adapter_config.json").read_text())["mlx_lora"]
+    assert facts["step"] == 9
+    assert facts["identity"]["weights_sha256"]
+    assert set(facts["data_sha256"]) == {"train", "valid"}
+    assert facts["versions"]["mlx-lora"]
+    assert yaml.safe_load((folder / "run.yaml").read_text())["lora"]["rank"] == 4
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(run_file, tmp_path):
+    path = run_file()
+    run_train(path)
+    before = (tmp_path / "run" / "adapters.safetensors").read_bytes()
+    with pytest.raises(MlxLoraError, match="holds a run already") as refused:
+        run_train(path)
+    assert "--resume" in refused.value.hint
+    assert (tmp_path / "run" / "adapters.safetensors").read_bytes() == before
+    assert run_train(path, ["train.seed=1"], overwrite=True) == 0
+    assert (tmp_path / "run" / "adapters.safetensors").read_bytes() != before
+
+
+def interrupted_after(step, monkeypatch):
+    """Send this process Ctrl-C while `step` is being reported."""
+    show = train_command.TrainScreen.step
+
+    def send(screen, report):
+        show(screen, report)
+        if report.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train_command.TrainScreen, "step", send)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"lora": {"dropout": 0.2}}, {"train": {"gradient_accumulation_steps": 2, "batch_size": 1}}],
+    ids=["plain", "dropout", "accumulation"],
+)
+def test_resume_gives_bitwise_the_uninterrupted_weights(run_file, tmp_path, monkeypatch, settings):
+    # https://github.com/ml-explore/mlx-examples/issues/841: resume restored weights only
+    assert run_train(run_file(**settings, output_dir=str(tmp_path / "whole"))) == 0
+    path = run_file(**settings)
+    with monkeypatch.context() as patch:
+        interrupted_after(4, patch)
+        assert run_train(path) == 130
+    assert [event["step"] for event in events(tmp_path / "run", "step")] == [1, 2, 3, 4]
+    assert run_train(path, resume=True) == 0
+    resumed, whole = ((tmp_path / folder / "adapters.safetensors").read_bytes() for folder in ("run", "whole"))
+    assert resumed == whole
+    kept = ("step", "epoch", "loss", "gradient_norm", "learning_rate", "targets", "tokens", "padding_share")
+    for kind in ("step", "validation"):
+        resumed, whole = (
+            [{key: event[key] for key in kept if key in event} for event in events(tmp_path / folder, kind)]
+            for folder in ("run", "whole")
+        )
+        assert resumed == whole
+    newest = [list_checkpoints(tmp_path / folder / "checkpoints")[-1] for folder in ("run", "whole")]
+    for name in ("parameters.safetensors", "optimizer.safetensors"):
+        one, other = (mx.load(str(folder / name)) for folder in newest)
+        assert one.keys() == other.keys()
+        assert all(mx.array_equal(one[key], other[key]).item() for key in one)
+
+
+def test_resume_refuses_a_changed_run_with_the_list_of_what_differs(run_file, tmp_path, monkeypatch):
+    path = run_file()
+    interrupted_after(3, monkeypatch)
+    run_train(path)
+    with pytest.raises(TrainingError) as refused:
+        run_train(path, ["optimizer.learning_rate=0.1", "lora.alpha=4"], resume=True)
+    assert "settings.lora.alpha: was 8.0, is 4.0" in refused.value.message
+    assert "settings.optimizer.learning_rate: was 0.005, is 0.1" in refused.value.message
+    (tmp_path / "train.jsonl").write_text('{"question": "What?", "answer": "Other"}')
+    with pytest.raises(TrainingError, match=r"data\.train: was"):
+        run_train(path, resume=True)
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud(run_file, tmp_path, monkeypatch, capsys):
+    path = run_file(train={"save_every": 1})
+    with monkeypatch.context() as patch:
+        interrupted_after(5, patch)
+        run_train(path)
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    torn = newest / "parameters.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-7])
+    assert run_train(path, resume=True) == 0
+    shown = capsys.readouterr().err
+    assert "is damaged (parameters.safetensors: checksum differs); using the one before" in shown
+    assert "resumed after step 4 of 9" in shown
+    assert [event["step"] for event in events(tmp_path / "run", "step")] == list(range(1, 10))
+
+
+def test_early_stopping_keeps_the_best_adapter(run_file, tmp_path):
+    path = run_file(
+        train={"epochs": 30, "early_stopping_patience": 2}, optimizer={"learning_rate": 0.3, "schedule": "constant"}
+    )
+    assert run_train(path, json_output=True) == 0
+    folder = tmp_path / "run"
+    validations = events(folder, "validation")[1:]
+    best = min(validations, key=lambda event: event["loss"])
+    assert len(validations) < 30
+    assert [event["step"] for event in validations if event["best"]][-1] == best["step"]
+    assert json.loads((folder / "adapter_config.json").read_text())["mlx_lora"]["step"] == best["step"]
+
+
+def test_without_validation_rows_the_last_adapter_is_kept(run_file, tmp_path):
+    path = run_file(data={"valid": None, "valid_share": 0.0})
+    assert run_train(path) == 0
+    assert events(tmp_path / "run", "validation") == []
+    assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["mlx_lora"]["step"] == 9
+
+
+def test_a_learning_rate_that_breaks_the_run_ends_with_step_and_rows_and_exit_code_1(run_file, capsys):
+    path = run_file(optimizer={"learning_rate": 1e20, "max_grad_norm": None, "warmup_ratio": 0.0})
+    with pytest.raises(TrainingError, match="step 2: the loss is nan"):
+        run_train(path)
+
+
+def test_json_prints_one_object_on_stdout(run_file, tmp_path):
+    result = CliRunner().invoke(app, ["train", str(run_file()), "--json", "--set", "train.epochs=1"])
+    assert result.exit_code == 0
+    summary = json.loads(result.stdout)
+    assert summary["steps"] == summary["total_steps"] == 3
+    assert summary["ended_by"] == "steps"
+    assert summary["adapter_bytes"] == (tmp_path / "run" / "adapters.safetensors").stat().st_size
+
+
+def test_resume_without_a_checkpoint_says_so(run_file):
+    with pytest.raises(TrainingError, match="no whole checkpoint to resume from"):
+        run_train(run_file(), resume=True)
+
+
+def test_the_header_names_model_scale_and_parts(run_file, tmp_path, capsys):
+    run_train(run_file())
+    shown = capsys.readouterr().err
+    assert "lora rank 4, effective scale 2, 14 modules" in shown
+    assert "on  supervised_positions" in shown
+    assert "on  checked" in shown
+    assert Path(tmp_path / "run" / "run.yaml").exists()

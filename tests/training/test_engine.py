@@ -1,0 +1,175 @@
+"""Every part of the engine gives the plain forward's loss and gradients, on every family."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_lora.dataset.batches import collate
+from mlx_lora.dataset.examples import Example
+from mlx_lora.training import head
+from mlx_lora.training.engine import Engine, shared_prefix_length
+from mlx_lora.training.frozen import FrozenStore, build_store, remove_frozen_layers
+from mlx_lora.training.trunk import find_trunk
+from tests.tiny import TRANSFORMERS, tiny_model
+from tests.training.rows import differences, engine, multi_turn_rows, random_rows, stepper, trial
+
+LIMIT = 5e-5  # relative, for each array by its own norm: float32 rounding in another order of sums
+
+
+def plain_gradients(run, batch):
+    plain = stepper(run, Engine(run.model))
+    result = plain.gradients(plain.engine.arrays(batch))
+    mx.eval(result)
+    return result
+
+
+def assert_equal_gradients(found, expected):
+    worst = differences(found, expected)
+    assert max(worst.values()) < LIMIT, {name: value for name, value in worst.items() if value >= LIMIT}
+    assert (
+        sum(float(mx.abs(gradient).sum()) for gradient in expected[1].values()) > 0.1
+    )  # there was something to compare
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("family", TRANSFORMERS)
+@pytest.mark.parametrize(
+    "parts", [["supervised_positions"], ["shared_prefix"], ["supervised_positions", "shared_prefix"]]
+)
+def test_parts_give_the_plain_gradients(family, bits, parts):
+    rows = random_rows(5)
+    run = trial(family, bits=bits)
+    batch = collate(rows, range(5))
+    way = engine(run, rows, parts)
+    assert way.supervised_positions == ("supervised_positions" in parts)
+    assert way.shared_prefix == ("shared_prefix" in parts)
+    assert ("prefix" in way.arrays(batch)) == ("shared_prefix" in parts)
+    assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_frozen_layers_that_ran_once_give_the_plain_gradients(family, bits, tmp_path):
+    rows = random_rows(5)
+    run = trial(family, bits=bits, layers=2)
+    batch = collate(rows, [3, 0, 4])
+    expected = plain_gradients(run, batch)
+    way = engine(run, rows)
+    assert run.first_layer == 2
+    *counts, store = build_store(way.trunk, run.first_layer, rows, 20, tmp_path / "store.npy")
+    assert counts == [5]
+    assert isinstance(store, FrozenStore)
+    way.boundary = remove_frozen_layers(way.trunk, run.first_layer)
+    assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch, store)), expected)
+
+
+def test_a_frozen_store_is_found_again(tmp_path):
+    rows = random_rows(3)
+    run = trial(layers=1)
+    way = engine(run, rows)
+    path = tmp_path / "store.npy"
+    assert len(list(build_store(way.trunk, 3, rows, 4, path))) == 2  # rows done, then the store
+    written = path.stat().st_mtime_ns
+    (store,) = build_store(way.trunk, 3, rows, 4, path)
+    assert path.stat().st_mtime_ns == written
+    assert isinstance(store, FrozenStore)
+    assert [file.name for file in tmp_path.iterdir()] == ["store.npy"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mixtral"])
+def test_compiled_steps_give_the_plain_gradients(family):
+    rows = multi_turn_rows(4)
+    run = trial(family)
+    batch = collate(rows, range(4))
+    expected = plain_gradients(run, batch)
+    way = engine(run, rows)
+    compiled = stepper(run, way, compiled=True)
+    for _ in range(2):  # traced, then run from the cache
+        assert_equal_gradients(compiled.gradients(way.arrays(batch)), expected)
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_gradient_checkpointing_gives_the_plain_gradients(family):
+    rows = random_rows(4)
+    batch = collate(rows, range(4))
+    expected = plain_gradients(trial(family), batch)
+    run = trial(family)
+    way = engine(run, rows, gradient_checkpointing=True)
+    assert "prefix" in way.arrays(batch)
+    assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), expected)
+    names = {name for name, _ in run.trainable.arrays().items()}
+    assert names == set(trial(family).trainable.arrays())  # wrapping changes no name
+
+
+@pytest.mark.parametrize("parts", [["supervised_positions"], "auto"])
+def test_dropout_draws_the_same_masks_with_the_engine(parts):
+    rows = random_rows(4)
+    batch = collate(rows, range(4))
+    run = trial(dropout=0.3)
+    mx.random.seed(7)
+    expected = plain_gradients(run, batch)
+    way = engine(run, rows, parts)
+    assert not way.shared_prefix  # one mask for all rows would not be the plain way's distribution
+    mx.random.seed(7)
+    assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), expected)
+    mx.random.seed(8)
+    other = stepper(run, way).gradients(way.arrays(batch))
+    assert max(differences(other, expected).values()) > 0.01
+
+
+def test_a_prefix_that_is_a_whole_prompt_still_predicts_the_first_answer_token():
+    prompt = np.arange(10, 34, dtype=np.int32)
+    rows = []
+    for number, answer in enumerate(([40, 41], [50], [60, 61, 62])):
+        tokens = np.concatenate([prompt, answer]).astype(np.int32)
+        mask = np.arange(len(tokens)) >= len(prompt)
+        rows.append(Example(tokens, mask, f"rows:{number}", None))
+    batch = collate(rows, range(3))
+    assert shared_prefix_length(batch) == 23  # the prompt's last token is left to every row
+    run = trial("llama")
+    way = engine(run, rows)
+    assert way.arrays(batch)["prefix"].shape == (1, 20)
+    assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
+
+
+def test_long_answers_go_through_the_head_in_chunks_with_the_same_gradients(monkeypatch):
+    rows = [Example(np.arange(5, 105, dtype=np.int32), np.arange(100) > 0, "rows:0", None)] * 2
+    batch = collate(rows, range(2))
+    run = trial("gemma2")  # caps its logits after the projection
+    expected = plain_gradients(run, batch)
+    monkeypatch.setattr(head, "CHUNK_BYTES", 4 * 320 * 32)
+    seen = []
+    way = engine(run, rows, ["supervised_positions"])
+    logits = way.trunk.logits
+    monkeypatch.setattr(way.trunk, "logits", lambda states: seen.append(states.shape) or logits(states))
+    assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), expected)
+    assert len(seen) == 7
+    assert {shape[1] for shape in seen} == {32, 16}  # 198 trained positions, padded to 208
+
+
+def test_rows_without_a_common_beginning_take_the_plain_way():
+    rows = random_rows(4, shared=0)
+    run = trial()
+    way = engine(run, rows)
+    assert not way.shared_prefix
+    assert "prefix" not in way.arrays(collate(rows, range(4)))
+
+
+@pytest.mark.parametrize("family", ["mamba"])
+def test_a_family_without_keys_and_values_falls_back_and_gives_the_plain_result(family):
+    rows = random_rows(3)
+    run = trial(family)
+    batch = collate(rows, range(3))
+    way = engine(run, rows)
+    assert way.supervised_positions
+    assert not way.shared_prefix
+    assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_trunk_and_head_make_the_models_own_logits_bit_for_bit(family):
+    model = tiny_model(family)
+    trunk = find_trunk(model)
+    tokens = mx.array([[3, 4, 5, 6], [7, 8, 9, 10]])
+    assert mx.array_equal(trunk.logits(trunk.states(tokens)), model(tokens)).item()
+    assert mx.array_equal(model(tokens), tiny_model(family)(tokens)).item()  # and the model is as it was
