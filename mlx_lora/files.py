@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +58,15 @@ def whole_file(path: str | Path) -> Iterator[Path]:
             temporary.replace(path)
             _sync(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # gone already after a rename, or its folder never was
+            temporary.unlink()
 
 
 @contextmanager
 def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`, which becomes `path` when the block ends.
 
-    A folder with something in it is kept, unless `overwrite`. After an exception nothing is left and `path` is as it was.
+    A folder with something in it is kept, unless `overwrite`. After an exception `path` is as it was.
     Raises: MlxLoraError when `path` exists, or as write_whole.
     """
     path = Path(path)
@@ -88,6 +89,17 @@ def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_leftovers(path: str | Path) -> None:
+    """Delete what writers of `path` that were killed left beside it. Only for a caller who knows that nobody writes."""
+    path = Path(path)
+    for leftover in path.parent.glob(f".{path.stem}.partial-*{path.suffix}"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                leftover.unlink()
+
+
 def sha256_file(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hexadecimal digits. Raises: MlxLoraError when it cannot be read."""
     with named_errors(path), Path(path).open("rb") as file:
@@ -108,15 +120,19 @@ def _beside(path: Path) -> Path:
     return path.parent / f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}"
 
 
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def _refuse_existing(path: Path, overwrite: bool) -> None:
-    if path.is_dir() and not any(path.iterdir()):
-        return
-    if path.exists() and not overwrite:
+    with named_errors(path):
+        taken = path.exists() and not _is_empty_folder(path)
+    if taken and not overwrite:
         raise MlxLoraError(f"{path}: exists already", "choose another name, or move it away; nothing was overwritten")
 
 
 def _take_place(temporary: Path, path: Path) -> None:
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or _is_empty_folder(path):
         temporary.rename(path)  # POSIX renames over an empty folder
         return
     old = _beside(path)

@@ -17,7 +17,7 @@ class Tokenizer:
     """
 
     def __init__(self, wrapper: Any, *, end_tokens: Sequence[int] = (), chat_template: str | None = None) -> None:
-        """`end_tokens` are those of config.json and generation_config.json; `chat_template` replaces the tokenizer's."""
+        """`end_tokens`: those of config.json and generation_config.json; `chat_template` replaces the tokenizer's."""
         self.wrapper = wrapper
         self._plain = wrapper._tokenizer  # the transformers tokenizer: the wrapper's own methods add arguments
         own = getattr(self._plain, "chat_template", None)
@@ -85,14 +85,20 @@ class Tokenizer:
             )
         if tools and not chat_template and not self._replaced and "tool_use" in self._templates:
             template = self._templates["tool_use"]
-        text = self._plain.apply_chat_template(
-            [dict(message) for message in messages],
-            tools=[dict(tool) for tool in tools] if tools else None,
-            chat_template=template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-            **template_args,
-        )
+        from jinja2 import TemplateError
+
+        try:
+            text = self._plain.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] if tools else None,
+                chat_template=template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **template_args,
+            )
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # What a template does with a message of another shape, such as joining a list to a text.
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
         return str(text)
 
     def stream_decoder(self) -> "StreamDecoder":
@@ -108,7 +114,7 @@ class Tokenizer:
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
         try:
             text = self.render_chat(turns, add_generation_prompt=False, template_args={})
-        except (TemplateError, TypeError, ValueError):  # a template that wants more than two plain turns
+        except TemplateError:  # a template that wants more than two plain turns
             return None
         _, found, tail = text.rpartition(_PROBE)
         if not found:
@@ -116,7 +122,8 @@ class Tokenizer:
         special = {int(token) for token in self._plain.all_special_ids} | {
             int(token) for token, added in self._plain.added_tokens_decoder.items() if added.special
         }
-        return next((token for token in self.encode(tail) if token in special | ends), None)
+        ending = (special - {self.bos_id}) | ends  # a template that always opens the next turn may write BOS there
+        return next((token for token in self.encode(tail) if token in ending), None)
 
 
 class StreamDecoder:
