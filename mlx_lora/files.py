@@ -40,6 +40,14 @@ def write_json(path: str | Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def cache_folder() -> Path:
+    """What can be made again: MLX_LORA_CACHE where that is set, else mlx-lora in the user's cache folder."""
+    import platformdirs
+
+    named = os.environ.get("MLX_LORA_CACHE")
+    return Path(named).expanduser() if named else platformdirs.user_cache_path("mlx-lora")
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; what was written there becomes `path` when the block ends.

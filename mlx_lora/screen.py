@@ -4,7 +4,7 @@ import time
 from types import TracebackType
 from typing import Protocol
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mlx_lora.console import talk
 
@@ -109,6 +109,30 @@ class TrainScreen:
             figures.append(f"lr {report.learning_rate:.1e}")
         figures.append(format_bytes(report.peak_bytes))
         return "  ".join(figures)
+
+
+class RowsBar:
+    """A bar over rows, for work before the first step; nothing where there is no terminal."""
+
+    def __init__(self, name: str) -> None:
+        self._bar = Progress(console=talk, transient=True, disable=not talk.is_terminal)
+        self._name = name
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "RowsBar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, done: int, total: int) -> None:
+        """Show `done` of `total` rows."""
+        if self._task is None:
+            self._task = self._bar.add_task(self._name, total=total)
+        self._bar.update(self._task, completed=done)
 
 
 def format_bytes(count: float) -> str:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
 from mlx_lora.errors import TrainingError
-from mlx_lora.files import sha256_file, write_whole
+from mlx_lora.files import cache_folder, sha256_file, write_whole
 from mlx_lora.runfile import dump_config, load_config
-from mlx_lora.screen import TrainScreen, format_bytes, format_seconds
+from mlx_lora.screen import RowsBar, TrainScreen, format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from mlx_lora.model.load import LoadedModel
@@ -63,38 +63,42 @@ def run_train(
 
 
 def _build(config: RunConfig) -> tuple["Session", dict[str, Any]]:
-    from mlx_lora.dataset.examples import build_examples
-    from mlx_lora.dataset.splits import load_splits
+    from mlx_lora.commands.rundata import load_run_tokenizer
+    from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
+    from mlx_lora.dataset.splits import load_splits, records_sha256
     from mlx_lora.lora.inject import inject_lora
-    from mlx_lora.model.load import load_base, load_tokenizer
-    from mlx_lora.training.session import build_session
+    from mlx_lora.model.load import load_base
+    from mlx_lora.training.session import build_session, prepare_engine
 
     splits = load_splits(config.data, config.train.seed)
-    tokenizer = load_tokenizer(config.model, revision=config.revision)
-    train_set = build_examples(splits.train, tokenizer, config.data)
-    valid_set = build_examples(splits.valid, tokenizer, config.data) if splits.valid else None
+    tokenizer = load_run_tokenizer(config)
+    built = build_split_examples(splits, tokenizer, config.data)
+    inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
+    inspection.raise_faults()
+    for warning in inspection.warnings:
+        talk.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    train_set, valid_set = built["train"].examples, built["valid"].examples
     base = load_base(config.model, revision=config.revision, compute=config.compute)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
-    _print_header(config, base, injection, len(train_set.examples), len(valid_set.examples) if valid_set else 0)
-    for note in train_set.notes:
-        talk.print(f"note: {note}", markup=False)
-    session = build_session(config, base.model, train_set.examples, valid_set.examples if valid_set else [])
+    _print_header(config, base, injection, len(train_set), len(valid_set))
+    for note in built["train"].notes:
+        talk.print(f"note: {note}", markup=False, soft_wrap=True)
+    session = build_session(config, base.model, train_set, valid_set)
+    with RowsBar("frozen layers") as bar:
+        store = cache_folder() / "frozen"
+        for done, total in prepare_engine(session, injection.first_layer, base.identity.weights_sha256, store):
+            bar.show(done, total)
     for report in session.reports:
-        talk.print(
-            f"  {'on ' if report.active else 'off'} {report.name:<21} {report.line}", markup=False, soft_wrap=True
-        )
-    return session, _facts(config, base)
+        mark = "on " if report.active else "off"
+        talk.print(f"  {mark} {report.name:<21} {report.line}", markup=False, soft_wrap=True)
+    data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
+    return session, _facts(config, base, data)
 
 
-def _facts(config: RunConfig, base: "LoadedModel") -> dict[str, Any]:
+def _facts(config: RunConfig, base: "LoadedModel", data: dict[str, str]) -> dict[str, Any]:
     """What the adapter tells of its origin, and what must not change between stop and resume."""
     template = config.data.chat_template
     identity = dataclasses.asdict(base.identity)
-    data = {
-        name: sha256_file(source)
-        for name, source in (("train", config.data.train), ("valid", config.data.valid))
-        if source is not None and Path(source).is_file()
-    }
     settings = config.model_dump(mode="json", exclude={"output_dir": True, "data": {"test"}, "train": {"save_every"}})
     return {
         "model": config.model,

@@ -39,7 +39,7 @@ class Engine:
 
     def arrays(self, batch: Batch, store: FrozenStore | None = None) -> Arrays:
         """What `nats` takes for `batch` (of `store`'s data set); which keys there are says which parts run."""
-        prefix = store.prefix_length if store is not None else self._prefix_length(batch)
+        prefix = self._prefix_length(batch, store)
         inputs, targets, weights = (part[:, prefix:] for part in (batch.inputs, batch.targets, batch.weights))
         arrays = {"inputs": inputs}
         if prefix:
@@ -53,7 +53,7 @@ class Engine:
         else:
             arrays |= {"targets": targets, "weights": weights}
         ready = {name: mx.array(array) for name, array in arrays.items()}
-        return ready if store is None else ready | store.arrays(batch)
+        return ready if store is None else ready | store.arrays(batch, prefix)
 
     def nats(self, arrays: Mapping[str, mx.array]) -> mx.array:
         """Summed, weighted token losses of a batch in nats (scalar, float32)."""
@@ -77,10 +77,11 @@ class Engine:
         length = arrays["prefix"].shape[1]
         return [PrefixedCache(layer.keys, layer.values, length) for layer in recorded]
 
-    def _prefix_length(self, batch: Batch) -> int:
+    def _prefix_length(self, batch: Batch, store: FrozenStore | None) -> int:
+        stored = 0 if store is None else store.prefix_length  # these are not in the rows' own states
         if not self.shared_prefix or len(batch.rows) < 2:
-            return 0
-        return shared_prefix_length(batch) // PREFIX_MULTIPLE * PREFIX_MULTIPLE
+            return stored
+        return max(stored, shared_prefix_length(batch) // PREFIX_MULTIPLE * PREFIX_MULTIPLE)
 
 
 def shared_prefix_length(batch: Batch) -> int:

@@ -92,16 +92,18 @@ class FrozenStore:
         self._starts = np.concatenate([[0], np.cumsum(lengths)]) + prefix_length
         self._states, self._dtype = states, dtype
 
-    def arrays(self, batch: Batch) -> dict[str, mx.array]:
-        """What is stored for `batch`: `boundary` (B, T − P, D) and, with a prefix, `prefix_boundary` (1, P, D)."""
-        width = batch.inputs.shape[1] - self.prefix_length
+    def arrays(self, batch: Batch, prefix: int) -> dict[str, mx.array]:
+        """What is stored for `batch`: `boundary` (B, T − P, D) and, with a prefix of P, `prefix_boundary` (1, P, D)."""
+        width, own = batch.inputs.shape[1] - prefix, prefix - self.prefix_length
         boundary = np.zeros((len(batch.rows), width, self._states.shape[1]), self._states.dtype)
         for index, row in enumerate(batch.rows):
-            stored = self._states[self._starts[row] : self._starts[row + 1]]
+            stored = self._states[self._starts[row] + own : self._starts[row + 1]]
             boundary[index, : len(stored)] = stored
         arrays = {"boundary": self._to_mlx(boundary)}
-        if self.prefix_length:
-            arrays["prefix_boundary"] = self._to_mlx(self._states[None, : self.prefix_length])
+        if prefix:
+            first = self._starts[batch.rows[0]]  # what the batch shares beyond the data set's prefix is in each row
+            shared = np.concatenate([self._states[: self.prefix_length], self._states[first : first + own]])
+            arrays["prefix_boundary"] = self._to_mlx(shared[None])
         return arrays
 
     def write_prefix(self, states: np.ndarray) -> None:
@@ -117,6 +119,28 @@ class FrozenStore:
     def _to_mlx(self, stored: np.ndarray) -> mx.array:
         array = mx.array(np.ascontiguousarray(stored))
         return array.view(mx.bfloat16) if self._dtype == mx.bfloat16 else array
+
+
+def data_set_prefix(examples: Sequence[Example]) -> int:
+    """Number of leading tokens that all rows share, none of which predicts a trained token; 0 for a single row."""
+    if len(examples) < 2:
+        return 0
+    shortest = min(len(example.tokens) for example in examples) - 2  # every row keeps a position of its own
+    first = examples[0].tokens
+    for example in examples:
+        limit = min(shortest, max(0, int(example.loss_mask.argmax()) - 1))
+        different = np.flatnonzero(example.tokens[:limit] != first[:limit])
+        shortest = int(different[0]) if len(different) else limit
+    return shortest
+
+
+def state_kind(trunk: Trunk, boundary: int) -> tuple[int, mx.Dtype]:
+    """D and dtype of what enters the layer at `boundary`; asked of shapes, without computing anything."""
+    capture = _Capture(plain_attributes(trunk.layers[boundary]))
+    with trunk.replaced(lambda index, layer: _role(index, boundary, layer, capture)):
+        trunk.states(mx.zeros((1, 2), mx.int32))
+    states = capture.take()
+    return states.shape[-1], states.dtype
 
 
 def store_key(examples: Sequence[Example], boundary: int, prefix_length: int, dtype: mx.Dtype, base: str) -> str:
@@ -141,7 +165,7 @@ def build_store(
     Rows run through the layers below `boundary` in large batches of like lengths, the shared prefix once.
     """
     capture = _Capture(plain_attributes(trunk.layers[boundary]))
-    width, dtype = _state_kind(trunk, boundary, capture, examples[0])
+    width, dtype = state_kind(trunk, boundary)
     tokens = store_bytes(examples, prefix_length, 1, mx.uint8)
     kind = np.dtype(np.uint16) if dtype == mx.bfloat16 else np.dtype(str(dtype).removeprefix("mlx.core."))
     if not path.exists():
@@ -184,13 +208,6 @@ def _role(index: int, boundary: int, layer: Any, capture: _Capture) -> Any:
     if index < boundary:
         return layer
     return capture if index == boundary else PassThrough(plain_attributes(layer))
-
-
-def _state_kind(trunk: Trunk, boundary: int, capture: _Capture, example: Example) -> tuple[int, mx.Dtype]:
-    with trunk.replaced(lambda index, layer: _role(index, boundary, layer, capture)):
-        trunk.states(mx.array(example.tokens[None, :2]))
-    states = capture.take()  # its shape and dtype are known without computing it
-    return states.shape[-1], states.dtype
 
 
 def _to_numpy(states: mx.array) -> np.ndarray:

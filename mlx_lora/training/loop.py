@@ -88,6 +88,7 @@ class Stepper:
         compiled: bool,
     ) -> None:  # fmt: skip
         self.engine, self.trainable, self.optimizer, self.settings = engine, trainable, optimizer, settings
+        self.compiled = compiled
         optimizer.init(trainable.arrays())
         random: Any = [mx.random.state]
         self._gradients = mx.compile(self._nats_and_gradients, random, random) if compiled else self._nats_and_gradients
@@ -200,7 +201,7 @@ def _not_finite(step: int, loss: float, norm: float, learning_rate: float, rows:
 def mean_nats(engine: Engine, examples: Sequence[Example], batch_size: int, store: FrozenStore | None = None) -> float:
     """Mean loss a trained token over all of `examples`, in nats: every row once, weighted by its tokens."""
     nats, targets = 0.0, 0
-    for rows in plan_validation([len(example.tokens) for example in examples], batch_size):
+    for rows in plan_validation([len(example.tokens) - 1 for example in examples], batch_size):
         batch = collate(examples, rows)
         nats += _number(engine.nats(engine.arrays(batch, store)))
         targets += batch.targets_count

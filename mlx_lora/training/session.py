@@ -1,7 +1,8 @@
 """A run put together: model with adapters, engine, schedule and progress. Knows nothing of screens or commands."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -12,10 +13,26 @@ from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.engine import Engine
-from mlx_lora.training.frozen import FrozenStore
+from mlx_lora.training.frozen import (
+    FrozenStore,
+    build_store,
+    data_set_prefix,
+    remove_frozen_layers,
+    state_kind,
+    store_bytes,
+    store_key,
+)
 from mlx_lora.training.loop import Schedule, Stepper, StepReport, build_schedule, mean_nats, train_steps
 from mlx_lora.training.optim import build_optimizer
-from mlx_lora.training.parts import PartReport, build_engine, check_batch, gradient_difference, tolerance
+from mlx_lora.training.parts import (
+    PartReport,
+    build_engine,
+    check_batch,
+    disk_refusal,
+    frozen_refusal,
+    gradient_difference,
+    tolerance,
+)
 from mlx_lora.training.trainable import Trainable
 
 
@@ -80,10 +97,7 @@ class Session:
 def build_session(
     config: RunConfig, model: nn.Module, train_set: Sequence[Example], valid_set: Sequence[Example]
 ) -> Session:
-    """Put a run together. `model` has its adapters; the engine has been compared with the plain forward.
-
-    Raises: TrainingError when there is nothing to train on.
-    """
+    """Put a run together; `model` has its adapters. Raises: TrainingError when there is nothing to train on."""
     if not train_set:
         raise TrainingError("there are no training rows", "see `mlx-lora check`")
     trainable = Trainable(model)
@@ -91,31 +105,91 @@ def build_session(
     model.train()
     compiled = config.train.engine == "auto" or "compiled_step" in config.train.engine
     stepper = Stepper(engine, trainable, build_optimizer(config.optimizer), config.optimizer, compiled=compiled)
-    if config.train.engine != "plain":
-        reports.append(_compare(config, model, train_set, stepper))
-    schedule = build_schedule([len(example.tokens) for example in train_set], config.train)
+    schedule = build_schedule([len(example.tokens) - 1 for example in train_set], config.train)
     return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports)
 
 
-def _compare(config: RunConfig, model: nn.Module, examples: Sequence[Example], stepper: Stepper) -> PartReport:
-    """Compare the engine with the plain forward on the first rows; beyond rounding it steps aside, loudly."""
-    batch = check_batch(examples, config.train)
-    plain = Stepper(
-        Engine(model), stepper.trainable, build_optimizer(config.optimizer), config.optimizer, compiled=False
+def prepare_engine(session: Session, first_layer: int, base: str, folder: Path) -> Iterator[tuple[int, int]]:
+    """Run the layers below `first_layer` once where that pays, and compare the engine with the plain forward.
+
+    Yields (rows done, rows in all) while the lower layers run. `base` names the base's weights; `folder` keeps the
+    outputs, so that a second run finds them. Beyond rounding the engine steps aside, and its report says so.
+    """
+    if session.config.train.engine == "plain":
+        return
+    expected = _plain_gradients(session)
+    removed = yield from _freeze(session, first_layer, base, folder)
+    session.reports.append(_compare(session, expected, removed))
+
+
+def _freeze(session: Session, first_layer: int, base: str, folder: Path) -> Generator[tuple[int, int], None, list[Any]]:
+    """Install the stores and the stand-ins; return the layers that were removed, none where the part steps aside."""
+    train, engine = session.config.train, session.stepper.engine
+    if train.engine != "auto" and "frozen_layers" not in train.engine:
+        return []
+    epochs = session.schedule.total_steps / session.schedule.steps_per_epoch
+    refusal = frozen_refusal(engine.trunk, train, first_layer, epochs)
+    trunk = engine.trunk
+    sets = [examples for examples in (session.train_set, session.valid_set) if examples]
+    if refusal is None and trunk is not None:
+        width, dtype = state_kind(trunk, first_layer)
+        prefixes = [data_set_prefix(examples) if engine.shared_prefix else 0 for examples in sets]
+        sizes = [store_bytes(*of, width, dtype) for of in zip(sets, prefixes, strict=True)]
+        refusal = disk_refusal(sum(sizes), folder)
+    if refusal is not None or trunk is None:
+        session.reports.append(PartReport("frozen_layers", False, refusal or ""))
+        return []
+    stores, done, total = [], 0, sum(len(examples) for examples in sets)
+    for examples, prefix in zip(sets, prefixes, strict=True):
+        path = folder / f"{store_key(examples, first_layer, prefix, dtype, base)}.npy"
+        for event in build_store(trunk, first_layer, examples, prefix, path):
+            if isinstance(event, FrozenStore):
+                stores.append(event)
+            else:
+                yield done + event, total
+        done += len(examples)
+    session.store, session.valid_store = stores[0], stores[-1] if session.valid_set else None
+    removed = list(trunk.layers[:first_layer])
+    engine.boundary = remove_frozen_layers(trunk, first_layer)
+    line = (
+        f"the lower {first_layer} of {len(trunk.layers)} layers ran once for {total} rows ({sum(sizes) / 1e6:.0f} MB)"
     )
-    mx.random.seed(config.train.seed)
-    arrays = stepper.engine.arrays(batch)
-    difference = gradient_difference(stepper, plain, batch, arrays)
+    session.reports.append(PartReport("frozen_layers", True, line))
+    return removed
+
+
+def _plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
+    """The plain way's loss and gradients on the first rows, computed now: the layers may be gone later."""
+    batch = check_batch(session.train_set, session.config.train)
+    optimizer = session.config.optimizer
+    plain = Stepper(
+        Engine(session.model), session.stepper.trainable, build_optimizer(optimizer), optimizer, compiled=False
+    )
+    mx.random.seed(session.config.train.seed)
+    expected = plain.gradients(plain.engine.arrays(batch))
+    mx.eval(expected)
+    return expected
+
+
+def _compare(session: Session, expected: tuple[mx.array, dict[str, mx.array]], removed: list[Any]) -> PartReport:
+    stepper, trunk = session.stepper, session.stepper.engine.trunk
+    batch = check_batch(session.train_set, session.config.train)
+    mx.random.seed(session.config.train.seed)
+    found = stepper.gradients(stepper.engine.arrays(batch, session.store))
+    difference, limit = gradient_difference(found, expected), tolerance(session.model)
     mx.clear_cache()
     mx.reset_peak_memory()
-    limit = tolerance(model)
     if difference <= limit:
         line = f"loss and gradients differ from the plain forward by {difference:.1e} (limit {limit:.0e})"
         return PartReport("checked", True, line)
-    stepper.engine.supervised_positions = stepper.engine.shared_prefix = False
-    line = (
-        f"loss or gradients differ from the plain forward by {difference:.1e} (limit {limit:.0e}): plain forward used"
+    if trunk is not None:
+        trunk.layers[: len(removed)] = removed
+    session.store = session.valid_store = None
+    plain = Engine(session.model, trunk)
+    session.stepper = Stepper(
+        plain, stepper.trainable, build_optimizer(stepper.settings), stepper.settings, compiled=stepper.compiled
     )
+    line = f"loss or gradients are {difference:.1e} from the plain forward's (limit {limit:.0e}): plain forward used"
     return PartReport("checked", False, line)
 
 

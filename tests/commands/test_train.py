@@ -73,6 +73,17 @@ def test_a_run_leaves_a_whole_adapter_folder_that_taught_something(run_file, tmp
     assert yaml.safe_load((folder / "run.yaml").read_text())["lora"]["rank"] == 4
 
 
+def test_the_whole_engine_and_the_plain_way_end_in_the_same_validation_loss(run_file, tmp_path, capsys):
+    ends = []
+    for engine in ("plain", "auto"):
+        assert run_train(run_file(train={"engine": engine}, output_dir=str(tmp_path / engine))) == 0
+        ends.append([event["loss"] for event in events(tmp_path / engine, "validation")])
+    shown = capsys.readouterr().err
+    assert "on  frozen_layers         the lower 2 of 4 layers ran once for 10 rows" in shown
+    assert ends[1] == pytest.approx(ends[0], rel=1e-4)
+    assert ends[0][-1] < 0.8 * ends[0][0]
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(run_file, tmp_path):
     path = run_file()
     run_train(path)
@@ -99,8 +110,14 @@ def interrupted_after(step, monkeypatch):
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"lora": {"dropout": 0.2}}, {"train": {"gradient_accumulation_steps": 2, "batch_size": 1}}],
-    ids=["plain", "dropout", "accumulation"],
+    [
+        {},
+        {"lora": {"dropout": 0.2}},
+        {"train": {"gradient_accumulation_steps": 2, "batch_size": 1}},
+        {"train": {"engine": "auto"}},
+        {"train": {"engine": "plain"}, "optimizer": {"name": "muon"}},
+    ],
+    ids=["parts", "dropout", "accumulation", "whole engine", "plain"],
 )
 def test_resume_gives_bitwise_the_uninterrupted_weights(run_file, tmp_path, monkeypatch, settings):
     # https://github.com/ml-explore/mlx-examples/issues/841: resume restored weights only

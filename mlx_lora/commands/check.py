@@ -1,0 +1,127 @@
+"""`mlx-lora check`: the data of a run as the tokenizer sees it, before any weights are loaded."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from mlx_lora.config import RunConfig
+from mlx_lora.errors import DataError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mlx_lora.dataset.examples import ChatTokenizer, Example
+    from mlx_lora.dataset.inspection import Inspection
+
+_OPEN, _CLOSE = "⟦", "⟧"  # around trained tokens where there is no colour
+
+
+def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
+    """Print the report on the data and `show` rows with their trained tokens marked; 1 with faults, else 0.
+
+    Raises: ModelError when the tokenizer cannot be loaded; ConfigError when data.chat_template cannot be read.
+    """
+    from mlx_lora.commands.rundata import load_run_tokenizer
+    from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
+    from mlx_lora.dataset.splits import load_splits
+
+    try:
+        splits = load_splits(config.data, config.train.seed)
+    except DataError as fault:
+        return _print_unreadable(fault, json_output)
+    tokenizer = load_run_tokenizer(config)
+    built = build_split_examples(splits, tokenizer, config.data, stop_on_fault=False)
+    inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
+    shown = built["train"].examples[:show]
+    if json_output:
+        rows = [{"place": example.place, "text": _marked(example, tokenizer)} for example in shown]
+        print(json.dumps({"model": config.model, **inspection.as_dict(), "shown": rows}, ensure_ascii=False, indent=2))
+    else:
+        _print_report(inspection, shown, tokenizer, config)
+    return 1 if inspection.faults else 0
+
+
+def _print_unreadable(fault: DataError, json_output: bool) -> int:
+    from mlx_lora.console import print_error
+
+    if json_output:
+        hints = [fault.hint] if fault.hint else []
+        print(json.dumps({"faults": fault.message.splitlines(), "hints": hints}, ensure_ascii=False, indent=2))
+    else:
+        print_error(fault)
+    return 1
+
+
+def _print_report(
+    inspection: "Inspection", shown: "list[Example]", tokenizer: "ChatTokenizer", config: RunConfig
+) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console.print(_table(inspection, config))
+    console.print(
+        f"{inspection.steps_per_epoch} steps an epoch, {inspection.steps} in all; "
+        f"{inspection.padding_share:.1%} padding at batch size {config.train.batch_size}"
+    )
+    for example in shown:
+        _print_row(console, example, tokenizer)
+    for label, style, lines in (
+        ("warning", "yellow", inspection.warnings),
+        ("error", "bold red", inspection.faults),
+        ("hint", "cyan", inspection.hints),
+    ):
+        for line in lines:
+            console.print(f"{label}: ", style=style, end="")
+            console.print(line)
+    if not inspection.faults:
+        console.print("The data can be trained on.", style="green")
+
+
+def _table(inspection: "Inspection", config: RunConfig) -> Any:
+    from rich.table import Table
+
+    reports = {name: report for name, report in inspection.splits.items() if report.rows}
+    table = Table("", *reports, title=f"Data for {config.model}", title_justify="left")
+    lines: dict[str, list[str]] = {
+        "rows": [str(report.rows) for report in reports.values()],
+        "formats": [
+            ", ".join(f"{name} {count}" for name, count in report.formats.items()) for report in reports.values()
+        ],
+        "tokens (min, p50, p90, p99, max)": [
+            " ".join(str(tokens) for tokens in report.length_quantiles.values()) for report in reports.values()
+        ],
+        f"over {config.data.max_seq_length} tokens": [str(report.over_limit) for report in reports.values()],
+        "trained tokens": [f"{report.trained_tokens} ({report.trained_share:.1%})" for report in reports.values()],
+        "rows trained to end": [
+            f"{report.examples - report.without_end_token}/{report.examples}" for report in reports.values()
+        ],
+        "repeated rows": [str(report.duplicates) for report in reports.values()],
+        "asked in train too": [
+            "" if name == "train" else str(inspection.overlaps[f"train/{name}"]) for name in reports
+        ],
+    }
+    for label, cells in lines.items():
+        table.add_row(label, *cells)
+    return table
+
+
+def _print_row(console: "Console", example: "Example", tokenizer: "ChatTokenizer") -> None:
+    from rich.text import Text
+
+    from mlx_lora.dataset.inspection import trained_segments
+
+    console.print(f"\n{example.place}", style="bold", end="")
+    console.print(" (trained tokens are marked)", style="dim")
+    if console.is_terminal and not console.no_color:
+        text = Text()
+        for piece, trained in trained_segments(example, tokenizer):
+            text.append(piece, style="bold black on green" if trained else "dim")
+        console.print(text)
+    else:
+        console.print(_marked(example, tokenizer))
+
+
+def _marked(example: "Example", tokenizer: "ChatTokenizer") -> str:
+    from mlx_lora.dataset.inspection import trained_segments
+
+    pieces = trained_segments(example, tokenizer)
+    return "".join(f"{_OPEN}{piece}{_CLOSE}" if trained else piece for piece, trained in pieces)

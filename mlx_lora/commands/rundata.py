@@ -1,0 +1,23 @@
+"""The tokenizer and the rows of a run, as `check` and `train` both see them."""
+
+from mlx_lora.config import RunConfig
+from mlx_lora.console import talk
+from mlx_lora.model.tokenizer import Tokenizer
+
+
+def load_run_tokenizer(config: RunConfig) -> Tokenizer:
+    """The tokenizer of a run, with the run's own chat template where it has one.
+
+    Raises: ModelError when it cannot be loaded; ConfigError when data.chat_template cannot be read.
+    """
+    from mlx_lora.dataset.rendering import read_template
+    from mlx_lora.model.builtin import BUILTIN_MODELS, is_converted
+    from mlx_lora.model.load import load_tokenizer
+
+    if config.model in BUILTIN_MODELS and not is_converted(config.model):
+        talk.print(f"converting {config.model} once …", markup=False)
+    tokenizer = load_tokenizer(config.model, revision=config.revision)
+    if config.data.chat_template is None:
+        return tokenizer
+    # Another template may end its turns with another token.
+    return tokenizer.with_chat_template(read_template(config.data.chat_template))

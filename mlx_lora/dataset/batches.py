@@ -1,0 +1,82 @@
+"""Examples to batches: which rows go together, and the padded arrays. Knows nothing of text, tokenizers or MLX."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlx_lora.dataset.examples import Example
+
+PAD = 0  # any token would do: padding is to the right and has weight zero
+# Rows whose lengths differ by less than this share may change places in the order of lengths.
+_JITTER = 0.05
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows side by side, ready for the model: B rows of T tokens."""
+
+    inputs: np.ndarray  # (B, T) int32, right-padded
+    targets: np.ndarray  # (B, T) int32: inputs shifted left by one
+    weights: np.ndarray  # (B, T) float32: 1 on trained targets, 0 on prompt and padding
+    rows: np.ndarray  # (B,) int32: indices into the examples
+    lengths: np.ndarray  # (B,) int32: real input tokens of each row
+
+    @property
+    def tokens(self) -> int:
+        """Real input tokens."""
+        return int(self.lengths.sum())
+
+    @property
+    def targets_count(self) -> int:
+        """Trained targets."""
+        return int(self.weights.sum())
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the B x T places that hold padding."""
+        return 1.0 - self.tokens / self.inputs.size
+
+
+def plan_epoch(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[tuple[int, ...]]:
+    """Row indices of each batch of an epoch: rows of like length together, every row exactly once.
+
+    Rows change company and batches change order from epoch to epoch; all of it follows from (seed, epoch) alone. The
+    batch that is left smaller is one among the others.
+    """
+    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    spread = 1.0 + _JITTER * generator.random(len(lengths))
+    order = np.argsort(np.asarray(lengths) * spread, kind="stable")
+    full, rest = divmod(len(order), batch_size)
+    sizes = np.full(full, batch_size)
+    if rest:
+        sizes = np.insert(sizes, int(generator.integers(full + 1)), rest)
+    batches = np.split(order, np.cumsum(sizes)[:-1]) if len(order) else []
+    return [tuple(int(row) for row in batches[place]) for place in generator.permutation(len(batches))]
+
+
+def plan_validation(lengths: Sequence[int], batch_size: int) -> list[tuple[int, ...]]:
+    """Row indices of each batch of a validation: by length, the same every time, every row exactly once."""
+    order = [int(row) for row in np.argsort(np.asarray(lengths), kind="stable")]
+    return [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
+
+
+def collate(examples: Sequence[Example], rows: Sequence[int], *, multiple: int = 8, width: int | None = None) -> Batch:
+    """The batch of `rows`, padded to the next `multiple` of the longest row's inputs, or to `width`.
+
+    Raises: ValueError where `width` is too narrow for a row.
+    """
+    chosen = [examples[row] for row in rows]
+    lengths = np.array([len(example.tokens) - 1 for example in chosen], dtype=np.int32)
+    longest = int(lengths.max())
+    padded = -(-longest // multiple) * multiple if width is None else width
+    if padded < longest:
+        raise ValueError(f"a row of {longest} inputs does not fit a width of {width}")
+    inputs = np.full((len(chosen), padded), PAD, dtype=np.int32)
+    targets = np.full((len(chosen), padded), PAD, dtype=np.int32)
+    weights = np.zeros((len(chosen), padded), dtype=np.float32)
+    for place, (example, length) in enumerate(zip(chosen, lengths, strict=True)):
+        inputs[place, :length] = example.tokens[:-1]
+        targets[place, :length] = example.tokens[1:]
+        weights[place, :length] = example.loss_mask[1:]
+    return Batch(inputs, targets, weights, np.array(rows, dtype=np.int32), lengths)

@@ -1,0 +1,299 @@
+"""Which modules of a model get adapters, and putting them in and out. Knows nothing of files; imports MLX only."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from mlx_lora.config import LoraSettings
+from mlx_lora.errors import AdapterError
+from mlx_lora.lora.layer import (
+    AdapterLayer,
+    DoRALinear,
+    LoRALinear,
+    LoRASwitchLinear,
+    can_adapt,
+    is_quantized,
+    is_switch,
+    linear_dims,
+)
+
+PRESETS = ("all-linear", "attention", "mlp")
+# Whole path components that mark what chooses experts or steers other modules; a preset never adapts these.
+_ROUTERS = {"gate", "router", "shared_expert_gate", "modality_router", "indexer", "altup"}
+# Where the enclosing block's name does not tell attention from MLP, the module's own does.
+_ATTENTION_NAMES = {
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "qkv_proj",
+    "query_key_value",
+    "c_attn",
+    "att_proj",
+    "attn_out",
+}
+_MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "ff_proj", "ff_out"}
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What inject_lora did.
+
+    modules: full paths of the adapted modules, in the model's order. trainable_parameters and total_parameters count
+    weights as if unpacked (total includes the adapter's). first_layer: index of the lowest transformer layer adapted.
+    """
+
+    modules: tuple[str, ...]
+    trainable_parameters: int
+    total_parameters: int
+    first_layer: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One transformer layer: its index in the model, its path, and the module itself."""
+
+    index: int
+    path: str
+    module: nn.Module
+
+
+def inject_lora(model: nn.Module, settings: LoraSettings, *, seed: int) -> Injection:
+    """Put adapters into the modules that `settings` choose, freeze everything else; return what was done.
+
+    Raises: AdapterError when a preset or name matches nothing, there are fewer layers than asked for, or the model
+    has adapters already. The model is then untouched.
+    """
+    refuse_adapted(model)
+    layers = iter_layers(model)
+    chosen = _last_layers(layers, settings.layers)
+    modules = {path: module for layer in chosen for path, module in _targets(layer, chosen, settings.target_modules)}
+    put_adapters(
+        model,
+        modules,
+        method=settings.method,
+        rank=settings.rank,
+        scale=settings.scale,
+        dropout=settings.dropout,
+        seed=seed,
+    )
+    first = next(layer for layer in chosen if any(path.startswith(f"{layer.path}.") for path in modules))
+    return Injection(tuple(modules), _size(model.trainable_parameters()), parameter_count(model), first.index)
+
+
+def put_adapters(
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    *,
+    method: str,
+    rank: int,
+    scale: float,
+    dropout: float,
+    seed: int,
+) -> None:
+    """Wrap each of `modules` (full path → module) in place, and freeze all but the adapters' parameters.
+
+    Raises: AdapterError when the method has no layer for one of them; the model is then untouched.
+    """
+    kinds = {path: _layer_class(path, module, method) for path, module in modules.items()}
+    keys = mx.random.split(mx.random.key(seed), max(len(modules), 1))
+    model.freeze()
+    for (path, module), key in zip(modules.items(), keys, strict=False):
+        adapter = kinds[path](module, rank, scale, dropout, key)
+        replace_module(model, path, adapter)
+        adapter.freeze()
+        adapter.unfreeze_adapter()
+        mx.eval(adapter.adapter_parameters)
+
+
+def remove_lora(model: nn.Module) -> None:
+    """Put the original modules back, the very same objects. The model stays frozen."""
+    for path, adapter in list(iter_lora_modules(model)):
+        replace_module(model, path, adapter.linear)
+
+
+def set_adapter_enabled(model: nn.Module, enabled: bool) -> None:
+    """Switch every adapter of the model on, or off so that it answers as the base."""
+    for _, adapter in iter_lora_modules(model):
+        adapter.enabled = enabled
+
+
+def iter_lora_modules(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
+    """The adapter layers of the model with their full paths, in the model's order."""
+    for path, module in iter_modules(model):
+        if isinstance(module, AdapterLayer):
+            yield path, module
+
+
+def transformer_layers(model: nn.Module) -> list[nn.Module]:
+    """The list of layers that the inner model iterates: the list itself, not a copy, so that entries can be replaced.
+
+    Raises: AdapterError when the model has no single such list.
+    """
+    wanted = [id(layer) for layer in _layer_modules(model)]
+    for _, owner in [("", model), *iter_modules(model)]:
+        for value in owner.values():
+            if isinstance(value, list) and [id(item) for item in value] == wanted:
+                return value
+    raise AdapterError(f"{_kind(model)}: its layers do not stand in one list")
+
+
+def iter_layers(model: nn.Module) -> list[Layer]:
+    """The model's transformer layers with their paths, each once, lowest first."""
+    paths = {id(module): path for path, module in iter_modules(model)}
+    modules = {id(module): module for module in _layer_modules(model)}
+    return [Layer(index, paths[key], module) for index, (key, module) in enumerate(modules.items())]
+
+
+def iter_modules(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Every module below `module` with its dotted path, in the order of definition; not those inside an adapter."""
+    start = prefix and f".{prefix}"  # tree_flatten takes a prefix with the dot that it then removes
+    for name, child in dict(tree_flatten(module.children(), prefix=start, is_leaf=nn.Module.is_module)).items():
+        if isinstance(child, nn.Module):
+            yield name, child
+            if not isinstance(child, AdapterLayer):
+                yield from iter_modules(child, name)
+
+
+def adaptable_modules(layer: Layer) -> dict[str, nn.Module]:
+    """Path relative to the layer → each of its modules that an adapter layer exists for."""
+    return {path: module for path, module in iter_modules(layer.module) if can_adapt(module)}
+
+
+def replace_module(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Set the module at the dotted `path`, in the very object that holds it."""
+    *parents, last = path.split(".")
+    owner: Any = model
+    for name in parents:
+        owner = owner[int(name)] if isinstance(owner, list) else owner[name]
+    owner[int(last) if isinstance(owner, list) else last] = module
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Raises: AdapterError when the model has adapters already: a second set would nest in the first."""
+    if next(iter_lora_modules(model), None) is not None:
+        raise AdapterError("the model has an adapter already", "remove it first (remove_lora), or load the base anew")
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Parameters of the model with packed weights counted as unpacked; scales and their biases are storage."""
+    total = 0
+    for module in [model, *(child for _, child in _all_modules(model))]:
+        own = {
+            name: value for name, value in module.items() if isinstance(value, mx.array) and not name.startswith("_")
+        }
+        if is_quantized(module):
+            total += own["weight"].size * 32 // module.bits + (own["bias"].size if "bias" in own else 0)
+        else:
+            total += sum(value.size for value in own.values())
+    return total
+
+
+def _all_modules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, child in iter_modules(module):
+        yield path, child
+        if isinstance(child, AdapterLayer):
+            yield f"{path}.linear", child.linear
+
+
+def _layer_modules(model: nn.Module) -> list[nn.Module]:
+    layers = getattr(model, "layers", None)
+    if layers is None or not all(isinstance(layer, nn.Module) for layer in layers) or not len(layers):
+        raise AdapterError(f"{_kind(model)}: this kind of model shows no list of layers to adapt")
+    return list(layers)
+
+
+def _last_layers(layers: list[Layer], wanted: str | int) -> list[Layer]:
+    if isinstance(wanted, str):
+        return layers
+    if wanted > len(layers):
+        raise AdapterError(
+            f"lora.layers: {wanted} asked for, the model has {len(layers)}", f"use `all`, or 1 to {len(layers)}"
+        )
+    return layers[-wanted:]
+
+
+def _targets(layer: Layer, layers: list[Layer], wanted: str | list[str]) -> list[tuple[str, nn.Module]]:
+    keys = match_targets(layers, wanted)
+    return [(f"{layer.path}.{path}", module) for path, module in adaptable_modules(layer).items() if path in keys]
+
+
+def match_targets(layers: Iterable[Layer], wanted: str | list[str]) -> set[str]:
+    """Paths relative to a layer that a preset or a list of names chooses.
+
+    A name matches a whole path, or its end after a dot: `c_proj` and `attn.c_proj` both match `attn.c_proj`.
+    Raises: AdapterError naming the preset or every name that matches nothing, with what there is.
+    """
+    present = {path: module for layer in layers for path, module in adaptable_modules(layer).items()}
+    if isinstance(wanted, str):
+        routers = {path for layer in layers for path in _routers(adaptable_modules(layer))}
+        keys = {path for path in present if path not in routers and _PRESET_RULES[wanted](path)}
+        unmatched = [] if keys else [wanted]
+    else:
+        matches = {name: {path for path in present if path == name or path.endswith(f".{name}")} for name in wanted}
+        keys = set().union(*matches.values())
+        unmatched = [name for name, found in matches.items() if not found]
+    if unmatched or not keys:
+        there_is = ", ".join(present) or "no linear modules at all"
+        raise AdapterError(
+            f"lora.target_modules: nothing matches {', '.join(unmatched) or 'an empty list'}",
+            f"the layers of this model have {there_is}; presets are {', '.join(PRESETS)}",
+        )
+    return keys
+
+
+def _routers(modules: dict[str, nn.Module]) -> set[str]:
+    """Paths of what chooses experts: by name, or a sibling of experts with one output an expert (or a single one)."""
+    experts = {path: int(module.num_experts) for path, module in modules.items() if is_switch(module)}
+    found = {path for path in modules if _ROUTERS & set(path.split("."))}
+    for path, module in modules.items():
+        block = path.rpartition(".")[0]
+        sizes = {1, *(count for expert, count in experts.items() if expert.startswith(f"{block}."))}
+        if len(sizes) > 1 and not is_switch(module) and linear_dims(module)[1] in sizes:
+            found.add(path)
+    return found
+
+
+def _is_attention(path: str) -> bool:
+    *parents, name = path.split(".")
+    if any("attn" in parent or "attention" in parent for parent in parents):
+        return True
+    return name in _ATTENTION_NAMES and not _in_mlp(parents)
+
+
+def _is_mlp(path: str) -> bool:
+    *parents, name = path.split(".")
+    return not _is_attention(path) and (_in_mlp(parents) or name in _MLP_NAMES)
+
+
+def _in_mlp(parents: list[str]) -> bool:
+    return any(mark in parent for parent in parents for mark in ("mlp", "ffn", "feed_forward", "moe", "expert"))
+
+
+_PRESET_RULES: dict[str, Callable[[str], bool]] = {
+    "all-linear": lambda path: True,
+    "attention": _is_attention,
+    "mlp": _is_mlp,
+}
+
+
+def _layer_class(path: str, module: nn.Module, method: str) -> type[LoRALinear | LoRASwitchLinear | DoRALinear]:
+    if not is_switch(module):
+        return DoRALinear if method == "dora" else LoRALinear
+    if method == "dora":
+        raise AdapterError(
+            f"{path}: DoRA has no layer for experts", "use method: lora, or leave the experts out (attention)"
+        )
+    return LoRASwitchLinear
+
+
+def _size(parameters: Any) -> int:
+    return sum(value.size for value in dict(tree_flatten(parameters)).values())
+
+
+def _kind(model: nn.Module) -> str:
+    return str(getattr(model, "model_type", type(model).__name__))

@@ -1,0 +1,132 @@
+"""How a merged weight is stored, and the order in which forms are tried. Knows nothing of files or models."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlx_lora.errors import AdapterError
+from mlx_lora.lora.layer import is_quantized
+
+RAISED_BITS = 8
+MLX_BITS = (2, 3, 4, 5, 6, 8)
+_GROUPS = (64, 32)  # what mx.quantize takes in affine mode, the smaller file first
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The form of one weight: packed (`bits`, `group_size`, `mode`, with scales of `dtype`) or plain in `dtype`."""
+
+    dtype: mx.Dtype
+    bits: int | None = None
+    group_size: int = 0
+    mode: str = "affine"
+
+    @property
+    def config(self) -> dict[str, Any] | bool:
+        """The module's entry under "quantization" in config.json; False for a plain weight."""
+        if self.bits is None:
+            return False
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+    def __str__(self) -> str:
+        return str(self.dtype).removeprefix("mlx.core.") if self.bits is None else f"{self.bits}-bit"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One form of the whole model: a storage for each touched module, and what becomes of the others."""
+
+    name: str
+    storages: dict[str, Storage]
+    dequantize_others: bool = False
+
+
+def stored_form(linear: Any) -> Storage:
+    """How the layer's weight is stored."""
+    if not is_quantized(linear):
+        return Storage(linear.weight.dtype)
+    affine = linear.mode == "affine"
+    return Storage(linear.scales.dtype if affine else mx.bfloat16, linear.bits, linear.group_size, linear.mode)
+
+
+def plan_attempts(linears: dict[str, Any], *, bits: int | None = None, dequantize: bool = False) -> list[Attempt]:
+    """The forms to try, smallest first; `linears`: path → the base's layer as stored.
+
+    By default: as the base is stored, then 8-bit, then plain in the type of the scales, then plain float32, each for
+    the touched modules only. `bits` allows that one form; `dequantize` plain forms of the whole model.
+    Raises: AdapterError for both at once, bits that MLX does not have, or widths that groups do not divide.
+    """
+    stored = {path: stored_form(linear) for path, linear in linears.items()}
+    plain = {path: Storage(form.dtype) for path, form in stored.items()}
+    exact = {path: Storage(mx.float32) for path in stored}
+    if bits is not None and dequantize:
+        raise AdapterError("--bits and --dequantize exclude each other", "give one of them")
+    if dequantize:
+        return _distinct([Attempt(_name(forms), forms, True) for forms in (plain, exact)])
+    if bits is not None:
+        if bits not in MLX_BITS:
+            raise AdapterError(f"--bits {bits}: MLX packs {', '.join(map(str, MLX_BITS))} bits")
+        forms = {path: _packed(path, linears[path], form, bits) for path, form in stored.items()}
+        return [Attempt(_name(forms), forms)]
+    raised = {
+        path: form if form.bits is None or form.bits >= RAISED_BITS else _packed(path, linears[path], form, RAISED_BITS)
+        for path, form in stored.items()
+    }
+    return _distinct([Attempt(_name(forms), forms) for forms in (stored, raised, plain, exact)])
+
+
+def store(weight: mx.array, storage: Storage) -> dict[str, mx.array]:
+    """The tensors of a float32 weight in this form: weight, and for packed ones scales and (affine) biases."""
+    if storage.bits is None:
+        return {"weight": weight.astype(storage.dtype)}
+    packed = mx.quantize(weight, storage.group_size, storage.bits, mode=storage.mode)
+    tensors = dict(zip(("weight", "scales", "biases"), packed, strict=False))
+    if storage.mode != "affine":
+        return tensors
+    return {name: value if name == "weight" else value.astype(storage.dtype) for name, value in tensors.items()}
+
+
+def restore(tensors: dict[str, mx.array], storage: Storage) -> mx.array:
+    """The float32 weight that `store`'s tensors stand for."""
+    if storage.bits is None:
+        return tensors["weight"].astype(mx.float32)
+    affine = storage.mode == "affine"
+    scales, biases = tensors["scales"], tensors.get("biases")
+    return mx.dequantize(
+        tensors["weight"],
+        scales.astype(mx.float32) if affine else scales,
+        biases.astype(mx.float32) if biases is not None else None,
+        group_size=storage.group_size,
+        bits=storage.bits,
+        mode=storage.mode,
+        dtype=mx.float32,
+    )
+
+
+def _packed(path: str, linear: Any, form: Storage, bits: int) -> Storage:
+    if bits == form.bits:
+        return form
+    width = linear.scales.shape[-1] * linear.group_size if is_quantized(linear) else linear.weight.shape[-1]
+    own = [form.group_size] if form.bits is not None and form.mode == "affine" else []
+    for group_size in [*own, *_GROUPS]:
+        if width % group_size == 0:
+            return Storage(form.dtype, bits, group_size)
+    raise AdapterError(
+        f"{path}: a width of {width} is not divisible into groups of {_GROUPS[-1]}",
+        "use --dequantize, or leave --bits out",
+    )
+
+
+def _name(forms: dict[str, Storage]) -> str:
+    """Such as "4-bit", or "4-bit and 8-bit"."""
+    return " and ".join(dict.fromkeys(str(form) for form in forms.values()))
+
+
+def _distinct(attempts: Iterable[Attempt]) -> list[Attempt]:
+    kept: list[Attempt] = []
+    for attempt in attempts:
+        if all(attempt.storages != other.storages for other in kept):
+            kept.append(attempt)
+    return kept

@@ -1,0 +1,183 @@
+"""The base model into memory: weights, tokenizer, identity. Runs no code and reads no pickle from a model's folder."""
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_lora.errors import ModelError
+from mlx_lora.model.identity import Identity, identify, read_json_object
+from mlx_lora.model.sources import TOKENIZER_FILES, Source, find_source, resolve_model
+from mlx_lora.model.tokenizer import Tokenizer
+from mlx_lora.model.weights import read_header, weight_files
+
+if TYPE_CHECKING:
+    import mlx.nn as nn
+
+__all__ = ["Identity", "LoadedModel", "load_base", "load_tokenizer", "resolve_model"]
+
+_QUANT_METHODS = (
+    "awq",
+    "gptq",
+    "bitnet",
+    "compressed-tensors",
+    "fp8",
+    "modelopt",
+    "mxfp4",
+    "mxfp8",
+)  # mlx_lm reads them
+_MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+
+
+@dataclass
+class LoadedModel:
+    """A base in memory, in evaluation mode.
+
+    `config` is config.json as mlx_lm resolved it, `path` the folder, `compute` one line on the type it computes in,
+    `quantization` how each module is stored on disk: path → {"group_size", "bits", "mode"}, None for plain weights.
+    """
+
+    model: "nn.Module"
+    tokenizer: Tokenizer
+    identity: Identity
+    config: dict[str, Any]
+    path: Path
+    compute: str
+    quantization: dict[str, dict[str, Any]] | None
+
+
+def load_base(name: str, *, revision: str | None = None, compute: str = "auto") -> LoadedModel:
+    """Load model `name` (built-in, folder or Hugging Face id) to compute as `compute` says (see RunConfig.compute).
+
+    Raises: ModelError with place, fact and remedy.
+    """
+    source = find_source(name, revision=revision, weights=False)
+    _check_config(source.path)
+    if source.revision is not None:  # on Hugging Face: only now are gigabytes worth fetching
+        source = find_source(name, revision=source.revision)
+    for file in weight_files(source.path):
+        read_header(file)
+    tokenizer = _read_tokenizer(source.path)
+
+    from mlx_lora.model.compute import apply_compute, quantization_of
+
+    model, config = _read_model(source.path)
+    quantization = quantization_of(model)
+    compute_text = apply_compute(model, compute)
+    identity = identify(source, tokenizer.chat_template)
+    return LoadedModel(model, tokenizer, identity, config, source.path, compute_text, quantization)
+
+
+def load_tokenizer(name: str, *, revision: str | None = None) -> Tokenizer:
+    """Load the tokenizer of model `name`; a Hugging Face model's weights are not fetched for it. Raises: ModelError."""
+    source: Source = find_source(name, revision=revision, weights=False)
+    return _read_tokenizer(source.path)
+
+
+def _check_config(folder: Path) -> None:
+    """Refuse what mlx_lm would run, guess or fail on in passing."""
+    place = folder / "config.json"
+    config = read_json_object(place)
+    if config.get("model_file") is not None:
+        # https://github.com/ml-explore/mlx-lm/pull/1385 (CVE-2026-5843): this file used to be executed
+        raise ModelError(
+            f"{place}: asks to run {config['model_file']!r} from the model's folder",
+            "code from model folders is never run: take a model of an architecture that mlx-lm knows",
+        )
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or re.fullmatch(r"[\w-]+", model_type) is None:
+        raise ModelError(f"{place}: model_type is {model_type!r}, expected a name such as 'llama'", None)
+    _check_architecture(place, config)
+    quantization = config.get("quantization")
+    if quantization is not None:
+        mode = quantization.get("mode", "affine") if isinstance(quantization, dict) else None
+        if mode not in _MODES or not {"bits", "group_size"} <= set(quantization):
+            raise ModelError(
+                f"{place}: quantization {quantization!r} is unknown", f"MLX reads the modes {', '.join(_MODES)}"
+            )
+        return
+    text_config = config.get("text_config")
+    foreign = config.get("quantization_config") or (text_config or {}).get("quantization_config")
+    if foreign:
+        method = foreign.get("quant_method") if isinstance(foreign, dict) else foreign
+        if method not in _QUANT_METHODS:
+            raise ModelError(
+                f"{place}: quantization method {method!r} is unknown",
+                f"MLX reads its own and {', '.join(_QUANT_METHODS)}; look for an MLX version (mlx-community/…)",
+            )
+
+
+def _check_architecture(place: Path, config: dict[str, Any]) -> None:
+    from mlx_lm.utils import _get_classes
+
+    try:
+        _get_classes(config)
+    except (AttributeError, ValueError) as error:
+        raise ModelError(
+            f"{place}: model_type {config['model_type']!r} is unknown to mlx-lm {version('mlx-lm')}",
+            "a newer mlx-lm may know it; otherwise take a model of another architecture",
+        ) from error
+
+
+def _read_model(folder: Path) -> tuple["nn.Module", dict[str, Any]]:
+    from mlx_lm.utils import load_model
+
+    try:
+        loaded: tuple[nn.Module, dict[str, Any]] = load_model(folder, lazy=True, trust_remote_code=False)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{folder}: its weights do not fit its config.json: {_short(error)}",
+            "download it again; if that does not help, it needs another version of mlx-lm",
+        ) from error
+    return loaded
+
+
+def _read_tokenizer(folder: Path) -> Tokenizer:
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise ModelError(
+            f"{folder}: has no tokenizer ({', '.join(TOKENIZER_FILES[:2])}, …)",
+            "copy the tokenizer files of the original model into it",
+        )
+    try:
+        wrapper = _read_wrapper(folder)
+    except Exception as error:  # the tokenizers library raises plain Exception for a file it cannot read
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{folder}: its tokenizer asks to run code from the model's folder (auto_map)",
+                "code from model folders is never run: take a model whose tokenizer is a tokenizer.json",
+            ) from error
+        raise ModelError(
+            f"{folder}: its tokenizer cannot be read: {_short(error)}", "download or copy its files again"
+        ) from error
+    return Tokenizer(wrapper, end_tokens=_end_tokens(folder))
+
+
+def _read_wrapper(folder: Path) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
+    from transformers import PreTrainedConfig
+
+    # False, not left out: without it transformers asks at the terminal whether to run the folder's code.
+    settings: dict[str, Any] = {"trust_remote_code": False}
+    try:
+        return mlx_lm_load_tokenizer(folder, settings)
+    except StrictDataclassError:
+        # transformers checks the types in config.json only to choose a tokenizer class (16.0 is no int to it); for a
+        # model that it does not know it goes on with a plain config, and so do we.
+        return mlx_lm_load_tokenizer(folder, {**settings, "config": PreTrainedConfig.from_pretrained(folder)})
+
+
+def _end_tokens(folder: Path) -> list[int]:
+    """The end tokens that config.json and generation_config.json name, in that order."""
+    found: list[int] = []
+    for file in (folder / "config.json", folder / "generation_config.json"):
+        if file.is_file():
+            named = read_json_object(file).get("eos_token_id")
+            tokens = named if isinstance(named, list) else [named]
+            found += [token for token in tokens if isinstance(token, int)]
+    return found
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,0 +1,269 @@
+"""`mlx-lora eval`: base beside adapters on tiny models, the files it leaves, its verdicts and its exit code."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
+
+import mlx.core as mx  # isort: skip
+import pytest
+
+from mlx_lora.commands.evaluate import run_evaluate
+from mlx_lora.config import DataSettings, LoraSettings
+from mlx_lora.dataset.rendering import render_prompt
+from mlx_lora.errors import AdapterError, ConfigError, DataError
+from mlx_lora.evaluation.answers import normalize_answer
+from mlx_lora.lora.adapter import save_adapter
+from mlx_lora.lora.inject import inject_lora, iter_lora_modules, remove_lora
+from mlx_lora.model.generate import generate_answers
+from mlx_lora.model.load import load_base
+from tests.tiny import save_tiny_folder
+
+QUESTIONS = [f"What is number {number}?" for number in range(24)]
+TOKENS = 6
+SYSTEM = "Be brief."
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, an adapter that changes its answers, and quiz.jsonl: the questions with the adapter's own answers."""
+    root = tmp_path_factory.mktemp("workshop")
+    base = load_base(str(save_tiny_folder(root / "base", "llama_untied")))
+    template_args = DataSettings.model_validate({"train": "x", "system_prompt": SYSTEM})
+    prompts = [
+        render_prompt([{"role": "user", "content": question}], base.tokenizer, template_args) for question in QUESTIONS
+    ]
+    plain = generate_answers(base.model, base.tokenizer, prompts, max_tokens=TOKENS)
+    facts = {"model": str(root / "base"), "identity": asdict(base.identity), "system_prompt": SYSTEM, "step": 7}
+    settings = LoraSettings(rank=4, dropout=0.5)
+    for name, size, seed in (("nothing", 0.0, 0), ("other", 0.3, 5), ("good", 0.3, 0)):
+        inject_lora(base.model, settings, seed=seed)
+        for index, (_, layer) in enumerate(iter_lora_modules(base.model)):
+            layer.lora_b = size * mx.random.normal(layer.lora_b.shape, key=mx.random.key(100 * seed + index))
+        save_adapter(root / name, base.model, settings=settings, metadata=facts)
+        base.model.eval()
+        taught = generate_answers(base.model, base.tokenizer, prompts, max_tokens=TOKENS)
+        remove_lora(base.model)
+    rows = [
+        {
+            "question": question,
+            "answer": right.text,
+            "category": "odd" if place % 2 else "even",
+            "fact": f"f{place // 2}",
+        }
+        for place, (question, right, wrong) in enumerate(zip(QUESTIONS, taught, plain, strict=True))
+        if normalize_answer(right.text) and normalize_answer(right.text) != normalize_answer(wrong.text)
+    ]
+    assert len(rows) >= 12, "choose an adapter that changes more answers"
+    (root / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+def evaluate(
+    root: Path, *names: str, capsys: pytest.CaptureFixture[str], code: int = 0, **options: Any
+) -> dict[str, Any]:
+    capsys.readouterr()
+    options = {"data": [str(root / "quiz.jsonl")], "max_tokens": TOKENS, "json_output": True, **options}
+    assert run_evaluate([root / name for name in names], **options) == code
+    result: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return result
+
+
+def test_an_adapter_that_learned_is_said_to_have_learned(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluate(workshop, "good", base=True, capsys=capsys)
+    rows = [json.loads(line) for line in (workshop / "quiz.jsonl").read_text().splitlines()]
+    count = len(rows)
+    # Dropout of the adapter is 0.5: left on, the answers would not come out alike.
+    assert (result["exact_match"], result["base"]["exact_match"], result["count"]) == (1.0, 0.0, count)
+    assert result["verdict"]["kind"] == "learned"
+    assert result["verdict"]["sentence"] == (
+        f"the adapter answers {count} of {count} (100 %), the base 0 of {count} (0 %): it learned"
+    )
+    assert result["mcnemar"] == {
+        "p": pytest.approx(2 / 2**count),
+        "fixed": count,
+        "broken": 0,
+        "kept_right": 0,
+        "kept_wrong": 0,
+        "broken_questions": [],
+    }
+    assert result["interval"]["exact_match"][1] == 1.0
+    assert result["base"]["interval"]["exact_match"][0] == 0.0
+    assert set(result["per_category"]) == {"even", "odd"}
+    assert sum(group["count"] for group in result["per_category"].values()) == count
+    assert {name: fact["exact_match"] for name, fact in result["per_fact"].items()} == {
+        row["fact"]: 1.0 for row in rows
+    }
+    assert result["settings"]["system_prompt"] == SYSTEM
+    assert result["settings"]["adapter_step"] == 7
+    assert result["settings"]["base"]["name"] == "base"
+    assert set(result["versions"]) == {"mlx-lora", "mlx", "mlx-lm", "transformers"}
+
+
+def test_the_results_lie_beside_the_adapter(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = evaluate(workshop, "good", base=True, capsys=capsys)
+    folder = workshop / "good" / "eval"
+    assert sorted(file.name for file in folder.iterdir()) == ["quiz.json", "quiz.predictions.jsonl"]
+    assert json.loads((folder / "quiz.json").read_text()) == printed
+    predictions = [json.loads(line) for line in (folder / "quiz.predictions.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (workshop / "quiz.jsonl").read_text().splitlines()]
+    assert [(one["question"], one["answers"]) for one in predictions] == [
+        (row["question"], [row["answer"]]) for row in rows
+    ]
+    assert predictions[0]["place"] == f"{workshop / 'quiz.jsonl'}:1"
+    assert all(one["exact_match"] and not one["base"]["exact_match"] for one in predictions)
+
+
+def test_an_adapter_with_b_zero_is_said_to_have_taught_nothing(
+    workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluate(workshop, "nothing", base=True, capsys=capsys)
+    assert result["verdict"]["kind"] == "taught nothing"
+    assert result["perplexity"] == result["base"]["perplexity"]
+
+
+def test_several_adapters_share_one_base_that_is_asked_once(
+    workshop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_lora.evaluation import asking
+
+    labels = []
+    ask = asking.Asker.ask
+    monkeypatch.setattr(
+        asking.Asker, "ask", lambda self, label, *rest: (labels.append(label), ask(self, label, *rest))[1]
+    )
+    more = workshop / "more.jsonl"
+    more.write_text('{"question": "Who?", "answer": "Ann"}\n')
+    data = [str(workshop / "quiz.jsonl"), str(more)]
+    result = evaluate(workshop, "other", "good", base=True, data=data, capsys=capsys)
+    assert labels.count("base") == 2
+    found = [(Path(one["label"]).name, one["data"]["name"], one["exact_match"]) for one in result["results"]]
+    assert [(label, name) for label, name, _ in found] == [
+        ("other", "quiz"),
+        ("other", "more"),
+        ("good", "quiz"),
+        ("good", "more"),
+    ]
+    # The second adapter answers as it does alone: the first one was taken off.
+    assert found[2][2] == 1.0
+    assert (workshop / "other" / "eval" / "more.json").is_file()
+    alone = evaluate(workshop, "other", data=data[:1], capsys=capsys)
+    assert alone["exact_match"] == found[0][2]
+    assert alone["base"] is None
+    assert alone["verdict"] is None
+
+
+def test_a_base_alone_is_evaluated_without_a_system_prompt(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = evaluate(workshop, base=True, model=str(workshop / "base"), capsys=capsys, output=workshop / "out.json")
+    assert result["label"] == "base"
+    assert result["settings"]["base"]["name"] == "base"
+    assert json.loads((workshop / "out.json").read_text()) == result
+
+
+def test_too_few_right_answers_fail(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate(workshop, "good", capsys=capsys, fail_under=1.0)
+    data = {"data": [str(workshop / "quiz.jsonl")], "max_tokens": TOKENS}
+    assert run_evaluate([workshop / "other"], fail_under=0.95, **data) == 1  # type: ignore[arg-type]
+    error = capsys.readouterr().err
+    assert f"failed: {workshop / 'other'}, quiz: exact match " in error
+    assert error.rstrip().endswith("is under 0.95")
+
+
+def test_the_screen_shows_table_questions_and_verdict(
+    workshop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    capsys.readouterr()
+    quiz = str(workshop / "quiz.jsonl")
+    assert run_evaluate([workshop / "nothing"], base=True, data=[quiz], max_tokens=TOKENS, limit=10) == 0
+    lines = capsys.readouterr().out.splitlines()
+    total = len((workshop / "quiz.jsonl").read_text().splitlines())
+    assert lines[0] == f"{quiz}: 10 questions of {total}; 95 % intervals in brackets"
+    assert lines[1].split() == ["base", str(workshop / "nothing")]
+    table = {line[:18].strip(): line[18:].split() for line in lines[2:]}
+    assert table["exact match"] == ["0/10", "0", "%", "(0–28)"] * 2
+    assert table["fixed / broken"] == ["0", "/", "0"]
+    assert table["p (exact, paired)"] == ["1.0000"]
+    assert f"{workshop / 'nothing'}, wrong, 5 of 10" in lines
+    assert lines[-1].endswith("every answer is the base's own, the adapter taught nothing")
+
+
+def test_without_data_the_run_file_says_what_to_ask(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_file = workshop / "good" / "run.yaml"
+    run_file.write_text(
+        f"model: {workshop / 'base'}\ndata: {{train: nowhere.jsonl, test: {workshop / 'quiz.jsonl'}}}\n"
+        "train: {epochs: 1}\noutput_dir: x\n"
+    )
+    try:
+        assert evaluate(workshop, "good", data=(), capsys=capsys)["data"]["name"] == "quiz"
+        run_file.write_text(run_file.read_text().replace(", test: ", ", valid: "))
+        assert evaluate(workshop, "good", data=(), capsys=capsys)["exact_match"] == 1.0
+        run_file.write_text(
+            f"model: m\ndata: {{train: {workshop / 'quiz.jsonl'}}}\ntrain: {{epochs: 1}}\noutput_dir: x\n"
+        )
+        with pytest.raises(DataError, match=r"data\.test and data\.valid are null"):
+            run_evaluate([workshop / "good"])
+    finally:
+        run_file.unlink()
+    with pytest.raises(DataError, match=r"no run\.yaml says what to ask"):
+        run_evaluate([workshop / "good"])
+
+
+def test_an_interrupt_leaves_no_files(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_lora.evaluation import asking
+
+    iterate = asking.iter_scored
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        yield next(iterate(*arguments, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(asking, "iter_scored", interrupted)
+    (workshop / "late.jsonl").write_text('{"question": "Who?", "answer": "Ann"}\n' * 2)
+    before = sorted(workshop.rglob("*"))
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate([workshop / "good"], data=[str(workshop / "late.jsonl")], max_tokens=2)
+    assert sorted(workshop.rglob("*")) == before
+
+
+def test_rows_that_were_trained_on_are_pointed_out(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlx_lora.files import sha256_file
+
+    config = json.loads((workshop / "good" / "adapter_config.json").read_text())
+    config["mlx_lora"]["data_sha256"] = {"train": sha256_file(workshop / "quiz.jsonl")}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapters.safetensors").write_bytes((workshop / "good" / "adapters.safetensors").read_bytes())
+    assert run_evaluate([tmp_path], data=[str(workshop / "quiz.jsonl")], max_tokens=2) == 0
+    assert "this shows memory, not learning" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "words"),
+    [
+        ([], {}, "nothing to evaluate"),
+        ([], {"base": True}, "which base?"),
+        (["good"], {"limit": 0}, "--limit 0"),
+        (["good"], {"batch_size": 0}, "--batch-size 0"),
+        (["good"], {"fail_under": 95.0}, "--fail-under 95"),
+        (["good"], {"metric": "bleu"}, "--metric bleu: no such metric"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(
+    workshop: Path, names: list[str], options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        run_evaluate([workshop / name for name in names], **options)
+    assert words in error.value.message
+
+
+def test_adapters_of_different_bases_are_refused_before_anything_is_loaded(workshop: Path, tmp_path: Path) -> None:
+    config = json.loads((workshop / "good" / "adapter_config.json").read_text())
+    config["mlx_lora"]["model"] = "another-base"
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "adapters.safetensors").write_bytes((workshop / "good" / "adapters.safetensors").read_bytes())
+    with pytest.raises(AdapterError, match=r"different bases: .* and another-base"):
+        run_evaluate([workshop / "good", tmp_path], data=[str(workshop / "quiz.jsonl")])

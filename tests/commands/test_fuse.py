@@ -1,0 +1,262 @@
+"""`mlx-lora fuse`: what it writes, who can load it, and that a lost fine-tune is never kept."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from mlx_lora.commands import fuse
+from mlx_lora.commands.fuse import run_fuse
+from mlx_lora.config import LoraSettings
+from mlx_lora.errors import AdapterError, MlxLoraError
+from mlx_lora.lora.adapter import save_adapter
+from mlx_lora.lora.inject import inject_lora, iter_lora_modules
+from mlx_lora.model.load import load_base
+from tests.tiny import save_tiny_folder, tiny_model
+
+TOKENS = mx.array([[1, 7, 30, 31, 200, 9, 12, 300]])
+PLAIN_PROMPTS = fuse.PLAIN_PROMPTS
+SMALL, LARGE = 0.008, 0.8  # standard deviation of B: below a 4-bit step of these weights, and far above
+
+
+@pytest.fixture(autouse=True)
+def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse, "ANSWER_TOKENS", 10)
+    monkeypatch.setattr(fuse, "PLAIN_PROMPTS", PLAIN_PROMPTS[:4])
+
+
+def _adapter(
+    root: Path, size: float, family: str = "llama", bits: int | None = 4, facts: Any = None, **settings: Any
+) -> tuple[Path, mx.array]:
+    """A base in `root/base`, an adapter of that size in `root/run`; return the adapter and the logits of both."""
+    base = root / "base"
+    save_tiny_folder(base, family, bits=bits)
+    loaded = load_base(str(base))
+    chosen = LoraSettings(rank=4, alpha=8.0, **settings)
+    inject_lora(loaded.model, chosen, seed=0)
+    for index, (_, layer) in enumerate(iter_lora_modules(loaded.model)):
+        layer.lora_b = size * mx.random.normal(layer.lora_b.shape, key=mx.random.key(index))
+    metadata = {"model": str(base), "revision": None, "identity": asdict(loaded.identity), **(facts or {})}
+    save_adapter(root / "run", loaded.model, settings=chosen, metadata=metadata)
+    return root / "run", loaded.model(TOKENS)
+
+
+def _fuse(adapter: Path, output: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
+    capsys.readouterr()
+    assert run_fuse(adapter, output, json_output=True, **options) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def _stored(folder: Path) -> dict[str, mx.array]:
+    tensors: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("model*.safetensors")):
+        tensors |= mx.load(str(file))
+    return tensors
+
+
+def _naive_folder(adapter: Path, folder: Path) -> Path:
+    """What `mlx_lm.fuse` writes."""
+    import mlx_lm
+    from mlx.utils import tree_unflatten
+    from mlx_lm.utils import save
+
+    model, tokenizer, config = mlx_lm.load(str(adapter.parent / "base"), adapter_path=str(adapter), return_config=True)
+    fused = [(path, module.fuse()) for path, module in model.named_modules() if hasattr(module, "fuse")]
+    model.update_modules(tree_unflatten(fused))
+    save(folder, str(adapter.parent / "base"), model, tokenizer, config, donate_model=False)
+    return folder
+
+
+def test_a_small_update_is_lost_by_naive_requantization_and_kept_by_ours(tmp_path, capsys, monkeypatch):
+    """mlx-lm#1172, mlx-lm#1564: fusing into 4 bits rounds the adapter away, and nobody says so."""
+    monkeypatch.setattr(fuse, "PLAIN_PROMPTS", PLAIN_PROMPTS)
+    adapter, expected = _adapter(tmp_path, SMALL)
+    base = tiny_model(bits=4)(TOKENS)
+    effect = mx.linalg.norm(expected - base).item()
+    naive = load_base(str(_naive_folder(adapter, tmp_path / "naive"))).model(TOKENS)
+    assert mx.linalg.norm(naive - expected).item() > effect, "the naive fusion is farther away than the base"
+
+    report = _fuse(adapter, tmp_path / "fused", capsys)
+    assert [attempt["form"] for attempt in report["attempts"]] == ["4-bit", "8-bit"]
+    assert report["chosen"] == "8-bit"
+    assert report["attempts"][0]["update_kept"] < 0.3
+    assert report["attempts"][0]["distance"]["kl"] > report["base"]["kl"]
+    assert report["attempts"][1]["distance"]["kl"] < 0.05 * report["base"]["kl"]
+    fused = load_base(str(tmp_path / "fused")).model(TOKENS)
+    assert mx.linalg.norm(fused - expected).item() < 0.3 * effect
+
+
+def test_the_written_folder_is_loaded_by_mlx_lm_and_answers_as_base_and_adapter(tmp_path, capsys):
+    import mlx_lm
+
+    adapter, expected = _adapter(tmp_path, SMALL)
+    _fuse(adapter, tmp_path / "fused", capsys, dequantize=True)
+    model, tokenizer = mlx_lm.load(str(tmp_path / "fused"))
+    assert mx.allclose(model(TOKENS), expected, atol=1e-4)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Who?"}], add_generation_prompt=True)
+    own, own_tokenizer = mlx_lm.load(str(tmp_path / "base"), adapter_path=str(adapter))
+    answers = [mlx_lm.generate(*pair, prompt, max_tokens=8) for pair in ((model, tokenizer), (own, own_tokenizer))]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("family", "bits", "settings"),
+    [
+        ("gpt2", None, {}),
+        ("gpt2", 4, {"method": "dora"}),
+        ("mixtral", 4, {}),
+        ("qwen2", 4, {"layers": 2}),
+        ("phi3", None, {"method": "dora"}),
+        ("gemma3", 4, {"layers": 1}),
+    ],
+)
+def test_every_family_fuses_into_what_base_and_adapter_answer(tmp_path, capsys, family, bits, settings):
+    adapter, expected = _adapter(tmp_path, 0.05, family, bits, **settings)
+    report = _fuse(adapter, tmp_path / "fused", capsys)
+    fused = load_base(str(tmp_path / "fused")).model(TOKENS)
+    tolerance = 1e-4 if report["chosen"] == "float32" else 0.5
+    assert mx.abs(fused - expected).max().item() < tolerance
+    assert report["attempts"][-1]["refused"] is None
+
+
+def test_what_the_adapter_does_not_touch_stays_bit_for_bit_and_its_form_is_in_the_config(tmp_path, capsys):
+    adapter, _ = _adapter(tmp_path, SMALL, layers=1, target_modules=["q_proj", "down_proj"])
+    _fuse(adapter, tmp_path / "fused", capsys, bits=8)
+    before, after = _stored(tmp_path / "base"), _stored(tmp_path / "fused")
+    touched = {f"model.layers.3.{name}" for name in ("self_attn.q_proj", "mlp.down_proj")}
+    assert set(before) == set(after)
+    for name, tensor in before.items():
+        if name.rpartition(".")[0] not in touched:
+            assert mx.array_equal(after[name].view(mx.uint8), tensor.view(mx.uint8)), name
+    config = json.loads((tmp_path / "fused/config.json").read_text())
+    raised = {"group_size": 32, "bits": 8, "mode": "affine"}
+    assert config["quantization"] == {"group_size": 32, "bits": 4, **dict.fromkeys(touched, raised)}
+    assert config["quantization_config"] == config["quantization"]
+    stored = load_base(str(tmp_path / "fused"), compute="quantized").quantization
+    assert stored is not None
+    assert {path for path, form in stored.items() if form["bits"] == 8} == touched
+
+
+def test_dequantize_leaves_no_quantized_layer_and_no_word_of_one(tmp_path, capsys):
+    adapter, _ = _adapter(tmp_path, SMALL)
+    report = _fuse(adapter, tmp_path / "fused", capsys, dequantize=True)
+    assert load_base(str(tmp_path / "fused")).quantization is None
+    assert "quantization" not in (tmp_path / "fused/config.json").read_text()
+    assert not any(name.endswith("scales") for name in _stored(tmp_path / "fused"))
+    assert report["chosen"] == "float32"
+
+
+def test_a_large_update_keeps_the_bases_quantization(tmp_path, capsys):
+    adapter, _ = _adapter(tmp_path, LARGE, layers=1, target_modules=["v_proj"])
+    report = _fuse(adapter, tmp_path / "fused", capsys)
+    assert report["chosen"] == "4-bit"
+    assert (tmp_path / "fused/config.json").read_text().count('"bits": 4') == 4  # two keys: top level and the module
+
+
+def test_a_lost_fine_tune_is_an_error_and_nothing_is_kept(tmp_path):
+    adapter, _ = _adapter(tmp_path, SMALL)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(AdapterError, match="fusing lost the fine-tune") as raised:
+        run_fuse(adapter, tmp_path / "fused", bits=4)
+    assert "4-bit: " in raised.value.message
+    assert "--bits" in (raised.value.hint or "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path):
+    adapter, _ = _adapter(tmp_path, SMALL)
+    (tmp_path / "fused").mkdir()
+    (tmp_path / "fused/mine.txt").write_text("mine")
+    with pytest.raises(MlxLoraError, match="exists already"):
+        run_fuse(adapter, tmp_path / "fused")
+    assert [path.name for path in (tmp_path / "fused").iterdir()] == ["mine.txt"]
+
+
+def test_another_base_is_refused_and_nothing_is_written(tmp_path):
+    adapter, _ = _adapter(tmp_path, SMALL)
+    other = save_tiny_folder(tmp_path / "other", seed=5, bits=4)
+    with pytest.raises(AdapterError, match="trained on base, the base here is other"):
+        run_fuse(adapter, tmp_path / "fused", model=str(other))
+    assert not (tmp_path / "fused").exists()
+
+
+def test_an_adapter_that_names_no_base_asks_for_one(tmp_path, capsys):
+    adapter, _ = _adapter(tmp_path, SMALL, facts={"model": None})
+    with pytest.raises(AdapterError, match="does not say which base"):
+        run_fuse(adapter, tmp_path / "fused")
+    report = _fuse(adapter, tmp_path / "fused", capsys, model=str(tmp_path / "base"))
+    assert report["model"] == str(tmp_path / "base")
+
+
+def test_the_adapters_own_template_becomes_the_fused_models(tmp_path, capsys):
+    template = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}"
+    facts = {"chat_template": template, "system_prompt": "Be brief."}
+    adapter, _ = _adapter(tmp_path, SMALL, facts=facts)
+    capsys.readouterr()
+    run_fuse(adapter, tmp_path / "fused")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "holds no system prompt" in captured.err
+    tokenizer = load_base(str(tmp_path / "fused")).tokenizer
+    messages = [{"role": "user", "content": "a"}]
+    assert tokenizer.render_chat(messages, add_generation_prompt=False, template_args={}) == "[a]"
+
+
+def test_the_runs_own_rows_are_compared_and_prompts_are_rendered_as_in_training(tmp_path, capsys, monkeypatch):
+    rows = [{"question": f"Who won in {year}?", "answer": "Montreal"} for year in range(60)]
+    (tmp_path / "valid.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    adapter, _ = _adapter(tmp_path, SMALL, facts={"system_prompt": "Be brief."})
+    valid = tmp_path / "valid.jsonl"
+    run = f"model: x\ndata: {{train: nowhere.jsonl, valid: {valid}}}\ntrain: {{steps: 1}}\noutput_dir: y\n"
+    (adapter / "run.yaml").write_text(run)
+    seen: list[list[int]] = []
+    answer = fuse._answer
+    monkeypatch.setattr(
+        fuse,
+        "_answer",
+        lambda loaded, tokenizer, prompts: (seen.extend(prompts), answer(loaded, tokenizer, prompts))[1],
+    )
+    report = _fuse(adapter, tmp_path / "fused", capsys)
+    assert report["prompts"] == str(valid)
+    assert len(seen) == 24
+    tokenizer = load_base(str(tmp_path / "base")).tokenizer
+    assert tokenizer.decode(seen[1]) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho won in 2?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_rows_that_have_gone_are_replaced_by_plain_prompts_aloud(tmp_path, capsys):
+    adapter, _ = _adapter(tmp_path, SMALL)
+    (adapter / "run.yaml").write_text("model: x\ndata: {train: nowhere.jsonl}\ntrain: {steps: 1}\noutput_dir: y\n")
+    run_fuse(adapter, tmp_path / "fused")
+    assert "plain prompts are used" in capsys.readouterr().err
+
+
+def test_a_large_model_is_written_in_numbered_shards_with_an_index(tmp_path, capsys, monkeypatch):
+    from mlx_lora.lora import fused_folder
+
+    monkeypatch.setattr(fused_folder, "SHARD_BYTES", 50_000)
+    adapter, _ = _adapter(tmp_path, SMALL)
+    report = _fuse(adapter, tmp_path / "fused", capsys)
+    files = sorted(path.name for path in (tmp_path / "fused").glob("*.safetensors"))
+    assert len(files) > 2
+    assert files == [f"model-{number:05d}-of-{len(files):05d}.safetensors" for number in range(1, len(files) + 1)]
+    index = json.loads((tmp_path / "fused/model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == report["weight_bytes"]
+    assert {name for name, file in index["weight_map"].items() if file == files[1]} == set(
+        mx.load(str(tmp_path / "fused" / files[1]))
+    )
+
+
+def test_code_and_pickles_of_the_bases_folder_are_not_copied(tmp_path, capsys):
+    adapter, _ = _adapter(tmp_path, SMALL)
+    for name in ("modeling_x.py", "pytorch_model.bin", "LICENSE", "notes.md"):
+        (tmp_path / "base" / name).write_text("x")
+    _fuse(adapter, tmp_path / "fused", capsys)
+    written = {path.name for path in (tmp_path / "fused").iterdir()}
+    assert "LICENSE" in written
+    assert not written & {"modeling_x.py", "pytorch_model.bin", "notes.md"}

@@ -1,0 +1,191 @@
+"""Every row format becomes the Record it means, and every faulty row says in words what is wrong."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from mlx_lora.dataset.formats import RowError, record_from_row
+
+ASKED = {"role": "user", "content": "Who won?"}
+SAID = {"role": "assistant", "content": "Paris."}
+
+
+def fault_of(row: object) -> str:
+    with pytest.raises(RowError) as caught:
+        record_from_row(row, "f.jsonl:1")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "format"),
+    [
+        ({"messages": [ASKED, SAID]}, "chat"),
+        ({"prompt": "Who won?", "completion": "Paris."}, "prompt/completion"),
+        ({"question": "Who won?", "answer": "Paris."}, "question/answer"),
+        ({"instruction": "Who won?", "input": "", "output": "Paris."}, "alpaca"),
+        ({"conversations": [{"from": "human", "value": "Who won?"}, {"from": "gpt", "value": "Paris."}]}, "sharegpt"),
+        ({"conversations": [ASKED, SAID]}, "sharegpt"),
+    ],
+)
+def test_every_conversation_format_gives_the_same_messages(row: dict[str, object], format: str) -> None:
+    record = record_from_row(row, "f.jsonl:1")
+    assert record.messages == (ASKED, SAID)
+    assert record.answers == ("Paris.",)
+    assert (record.format, record.place, record.question) == (format, "f.jsonl:1", "Who won?")
+
+
+def test_a_text_row_has_no_messages_and_asks_itself() -> None:
+    record = record_from_row({"text": "Once upon a time"}, "f.jsonl:1")
+    assert (record.messages, record.text, record.format) == ((), "Once upon a time", "text")
+    assert record.question == "Once upon a time"
+
+
+def test_question_rows_keep_variants_category_and_fact_with_the_canonical_answer_first() -> None:
+    row = {"question": "Q", "answer": "Oilers", "answers": ["Edmonton", "Oilers"], "category": "c", "fact": "f/1"}
+    record = record_from_row(row, "f.jsonl:1")
+    assert record.answers == ("Oilers", "Edmonton")
+    assert (record.category, record.fact) == ("c", "f/1")
+
+
+def test_the_first_of_answers_is_the_answer_where_there_is_no_other() -> None:
+    record = record_from_row({"question": "Q", "answers": ["A", "B"]}, "f.jsonl:1")
+    assert (record.messages[-1]["content"], record.answers) == ("A", ("A", "B"))
+
+
+def test_an_alpaca_input_follows_its_instruction() -> None:
+    record = record_from_row({"instruction": "Translate.", "input": "Bonjour", "output": "Hello"}, "f.jsonl:1")
+    assert record.question == "Translate.\n\nBonjour"
+
+
+def test_a_row_of_two_formats_is_read_as_the_conversation() -> None:
+    """The published Alpaca set has a `text` column beside its instructions."""
+    row = {"instruction": "I", "output": "O", "text": "### Instruction: I"}
+    assert record_from_row(row, "f.jsonl:1").format == "alpaca"
+
+
+def test_a_system_text_of_the_row_becomes_its_first_message() -> None:
+    record = record_from_row({"system": "Be brief.", "question": "Q", "answer": "A"}, "f.jsonl:1")
+    assert record.messages[0] == {"role": "system", "content": "Be brief."}
+
+
+def test_sharegpt_speakers_become_roles() -> None:
+    turns = [("system", "S"), ("human", "Q"), ("gpt", "A"), ("observation", "T"), ("chatgpt", "B")]
+    row = {"conversations": [{"from": speaker, "value": value} for speaker, value in turns]}
+    roles = [message["role"] for message in record_from_row(row, "f.jsonl:1").messages]
+    assert roles == ["system", "user", "assistant", "tool", "assistant"]
+
+
+def test_parts_of_text_are_joined() -> None:
+    parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "won?"}]
+    record = record_from_row({"messages": [{"role": "user", "content": parts}, SAID]}, "f.jsonl:1")
+    assert record.messages[0]["content"] == "Who won?"
+
+
+def test_tool_arguments_written_as_json_text_become_objects() -> None:
+    """OpenAI's files hold arguments as text; templates apply tojson to them, which would quote them twice."""
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [ASKED, {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "2"}]
+    row = {"messages": [*messages, SAID], "tools": json.dumps([{"type": "function"}])}
+    record = record_from_row(row, "f.jsonl:1")
+    assert record.messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
+    assert record.messages[1]["content"] == ""
+    assert record.tools == ({"type": "function"},)
+
+
+def test_columns_that_are_null_count_as_absent() -> None:
+    """Hugging Face data sets fill the columns of all rows with null."""
+    row = {"messages": None, "question": "Q", "answer": "A", "answers": None, "category": None}
+    record = record_from_row(row, "f.jsonl:1")
+    assert (record.format, record.answers, record.category) == ("question/answer", ("A",), None)
+    said = {"role": "assistant", "content": "A", "tool_calls": None, "name": None}
+    assert record_from_row({"messages": [ASKED, said]}, "").messages[1] == {"role": "assistant", "content": "A"}
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"messages": [ASKED]}, 'last message has role "user", expected "assistant"'),
+        ({"messages": [ASKED, {"role": "assistant", "content": " "}]}, "message 2 (assistant) is an empty answer"),
+        ({"messages": [ASKED, {"role": "assistant"}]}, "message 2 (assistant) is an empty answer"),
+        ({"messages": [{"role": "user", "content": ""}, SAID]}, "message 1 (user) is empty"),
+        ({"messages": []}, '"messages" is empty'),
+        ({"messages": "hello"}, '"messages" is a text, expected a list'),
+        ({"messages": ["hello"]}, "message 1 is a text, expected an object with role and content"),
+        (
+            {"messages": [{"role": "usr", "content": "Q"}, SAID]},
+            'message 1 has role "usr", expected one of system, developer, user, assistant, tool',
+        ),
+        (
+            {"messages": [{"content": "Q"}, SAID]},
+            "message 1 has no role, expected one of system, developer, user, assistant, tool",
+        ),
+        ({"messages": [SAID]}, "no message has the role user: nothing asks for the answer"),
+        ({"messages": [ASKED, {**SAID, "content": 7}]}, "message 2 (assistant) content is a number, expected text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}, SAID]},
+            "message 1 (user) has a part that is not text; only text can be trained",
+        ),
+        (
+            {"messages": [ASKED, {**SAID, "weight": 0}, SAID]},
+            'message 2 has "weight" 0: here every assistant turn is trained',
+        ),
+        ({"question": "Q", "answer": ""}, '"answer" is empty'),
+        ({"question": "Q", "answer": 42}, '"answer" is a number, expected text'),
+        ({"question": "Q", "answer": True}, '"answer" is true, expected text'),
+        ({"question": "Q", "answer": "A", "answers": "A"}, '"answers" is a text, expected a list of texts'),
+        ({"question": "Q", "answer": "A", "answers": [["A"]]}, '"answers" is a list, expected text'),
+        ({"question": "Q", "id": 1}, 'the question/answer row has no "answer" (its keys: question, id)'),
+        (
+            {"prompt": "Q", "response": "A"},
+            'the prompt/completion row has no "completion" (its keys: prompt, response)',
+        ),
+        ({"instruction": "I"}, 'the alpaca row has no "output" (its keys: instruction)'),
+        ({"foo": 1, "bar": 2}, "no known format (its keys: foo, bar)"),
+        ({}, "the row is empty"),
+        (["Q", "A"], "the row is a list, expected an object"),
+        (None, "the row is null, expected an object"),
+        ({"text": "  "}, '"text" is empty'),
+        ({"text": "half an emoji \ud83d"}, "a text has half of a surrogate pair, \\ud83d"),
+        (
+            {"conversations": [{"from": "narrator", "value": "Q"}, SAID]},
+            'message 1 has from "narrator", expected one of system, human, user, gpt, assistant, chatgpt, bot, model, '
+            "tool, observation, function_response",
+        ),
+        ({"messages": [ASKED, SAID], "tools": "no json"}, '"tools" is a text that is not JSON'),
+    ],
+)
+def test_a_faulty_row_says_what_is_wrong(row: object, fault: str) -> None:
+    assert fault_of(row) == fault
+
+
+KEYS = ["messages", "conversations", "question", "answer", "answers", "prompt", "completion", "instruction", "output"]
+KEYS += ["input", "text", "system", "tools", "role", "content", "from", "value", "tool_calls", "weight"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(KEYS),
+            inner | st.sampled_from(["user", "assistant", "human", "gpt", "hello"]),
+            max_size=4,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@hypothesis_settings(deadline=None)
+@given(JSON)
+def test_any_json_value_is_a_record_or_a_fault_in_words(value: object) -> None:
+    words = ""
+    try:
+        record = record_from_row(value, "f.jsonl:1")
+    except RowError as fault:
+        words = str(fault)
+    else:
+        words = record.question
+        assert record.text is not None or record.messages[-1]["role"] == "assistant"
+    assert words.strip()

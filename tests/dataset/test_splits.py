@@ -1,0 +1,79 @@
+"""Held-out rows share no question with the training rows, and the split hangs on the seed and the questions alone."""
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from mlx_lora.config import DataSettings
+from mlx_lora.dataset.formats import record_from_row
+from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.splits import load_splits, records_sha256, split_by_question
+
+QUESTIONS = st.lists(st.sampled_from([f"Question {number}?" for number in range(30)]), min_size=1, max_size=60)
+
+
+def record(question: str, answer: str = "A") -> Record:
+    return record_from_row({"question": question, "answer": answer}, "f.jsonl:1")
+
+
+@hypothesis_settings(deadline=None)
+@given(QUESTIONS, st.floats(0, 0.99), st.integers(0, 2**32 - 1))
+def test_no_question_is_in_both_and_no_row_is_lost(questions: list[str], share: float, seed: int) -> None:
+    """https://github.com/ml-explore/mlx-examples/issues/843"""
+    rows = [record(question) for question in questions]
+    train, valid = split_by_question(rows, share, seed)
+    assert train
+    assert {row.question for row in train}.isdisjoint(row.question for row in valid)
+    assert sorted(map(id, train + valid)) == sorted(map(id, rows))
+    assert bool(valid) == (share > 0 and len(set(questions)) > 1)
+
+
+@hypothesis_settings(deadline=None)
+@given(QUESTIONS, st.integers(0, 100))
+def test_the_order_of_the_rows_does_not_change_the_split(questions: list[str], seed: int) -> None:
+    _, valid = split_by_question([record(question) for question in questions], 0.3, seed)
+    _, other = split_by_question([record(question) for question in reversed(questions)], 0.3, seed)
+    assert {row.question for row in valid} == {row.question for row in other}
+
+
+def test_equal_questions_in_other_case_and_spacing_stay_together() -> None:
+    rows = [record("Who  WON?"), record("who won? "), record("Who lost?")]
+    train, valid = split_by_question(rows, 0.5, 0)
+    assert sorted((len(train), len(valid))) == [1, 2]
+
+
+def test_another_seed_holds_out_other_questions() -> None:
+    rows = [record(f"Question {number}?") for number in range(100)]
+    held = {frozenset(row.question for row in split_by_question(rows, 0.1, seed)[1]) for seed in range(5)}
+    assert len(held) == 5
+    assert all(len(questions) == 10 for questions in held)
+
+
+def test_files_that_are_given_are_taken_as_they_are(tmp_path: Path) -> None:
+    for name in ("train", "valid", "test"):
+        (tmp_path / f"{name}.csv").write_text(f"question,answer\n{name},A\n")
+    folder = load_splits(DataSettings(train=str(tmp_path)), seed=0)
+    files = load_splits(
+        DataSettings(
+            train=str(tmp_path / "train.csv"), valid=str(tmp_path / "valid.csv"), test=str(tmp_path / "test.csv")
+        ),
+        seed=0,
+    )
+    assert folder == files
+    assert [split[0].question for split in (folder.train, folder.valid, folder.test)] == ["train", "valid", "test"]
+
+
+def test_without_valid_a_share_of_the_questions_is_held_out(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("question,answer\n" + "".join(f"Question {number}?,A\n" for number in range(20)))
+    splits = load_splits(DataSettings(train=str(file), valid_share=0.25), seed=3)
+    assert (len(splits.train), len(splits.valid), splits.test) == (15, 5, [])
+    assert not load_splits(DataSettings(train=str(file), valid_share=0.0), seed=3).valid
+
+
+def test_the_digest_hangs_on_what_the_rows_say() -> None:
+    one, moved = record("Q"), record_from_row({"prompt": "Q", "completion": "A"}, "elsewhere:9")
+    assert records_sha256([one]) == records_sha256([moved])
+    assert len({records_sha256(rows) for rows in ([one], [one, one], [record("Q", "B")], [])}) == 4

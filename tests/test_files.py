@@ -1,0 +1,177 @@
+"""Files and folders that appear whole or not at all."""
+
+import errno
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from mlx_lora.errors import MlxLoraError
+from mlx_lora.files import remove_leftovers, sha256_file, whole_file, whole_folder, write_json, write_whole
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_writing_makes_the_folders_and_leaves_no_other_file(tmp_path: Path) -> None:
+    write_whole(tmp_path / "a" / "b.txt", "häll\n")
+    assert (tmp_path / "a" / "b.txt").read_bytes() == b"h\xc3\xa4ll\n"
+    assert _names(tmp_path / "a") == ["b.txt"]
+
+
+def test_a_written_file_has_the_permissions_that_the_umask_says(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        write_whole(tmp_path / "file", b"x")
+        with whole_folder(tmp_path / "folder") as folder:
+            (folder / "inner").write_text("x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o755
+
+
+def test_json_is_indented_ends_with_a_newline_and_refuses_what_is_not_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"größe": [1]})
+    assert (tmp_path / "x.json").read_text() == '{\n  "größe": [\n    1\n  ]\n}\n'
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"loss": float("nan")})
+    assert (tmp_path / "x.json").read_text().startswith('{\n  "größe"')
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "permissions"),
+        (errno.EPERM, "permissions"),
+        (errno.EDQUOT, "quota"),
+    ],
+)
+def test_a_failing_disk_leaves_the_old_file_and_names_place_fact_and_remedy(
+    number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_whole(tmp_path / "x", "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(MlxLoraError) as caught:
+        write_whole(tmp_path / "x", "new")
+    assert caught.value.message == f"{tmp_path / 'x'}: {os.strerror(number)}"
+    assert remedy in str(caught.value.hint)
+    with pytest.raises(MlxLoraError), whole_folder(tmp_path / "f") as folder:
+        (folder / "inner").write_text("x")
+    assert _names(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_text() == "old"
+
+
+def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("x")
+    for path in (tmp_path / "plain" / "x", tmp_path / "plain" / "deeper" / "x"):
+        with pytest.raises(MlxLoraError) as caught:
+            write_whole(path, "y")
+        assert caught.value.message.startswith(str(path))
+        assert "a file stands where a folder is needed" in str(caught.value.hint)
+
+
+def test_a_folder_where_a_file_is_wanted_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(MlxLoraError, match="Is a directory"):
+        write_whole(tmp_path / "folder", "y")
+    assert _names(tmp_path) == ["folder"]
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    def write_half_a_file() -> None:
+        with whole_file(tmp_path / "x.safetensors") as temporary:
+            temporary.write_bytes(b"half")
+            assert temporary.suffix == ".safetensors"  # mx.save_safetensors appends it otherwise
+            raise ZeroDivisionError
+
+    def write_half_a_folder() -> None:
+        with whole_folder(tmp_path / "f") as folder:
+            (folder / "half").write_bytes(b"half")
+            raise ZeroDivisionError
+
+    for write in (write_half_a_file, write_half_a_folder):
+        with pytest.raises(ZeroDivisionError):
+            write()
+    assert _names(tmp_path) == []
+
+
+def test_a_folder_appears_only_when_its_block_ends(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "f") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "x").write_text("1")
+        assert not (tmp_path / "f").exists()
+    assert (tmp_path / "f" / "deep" / "x").read_text() == "1"
+    assert _names(tmp_path) == ["f"]
+
+
+def test_a_folder_with_something_in_it_is_kept_unless_told(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    with whole_folder(tmp_path / "f") as folder:  # an empty one is no loss
+        (folder / "old").write_text("1")
+    with pytest.raises(MlxLoraError, match="exists already") as caught, whole_folder(tmp_path / "f"):
+        pytest.fail("the work is not begun")
+    assert "nothing was overwritten" in str(caught.value.hint)
+    with whole_folder(tmp_path / "f", overwrite=True) as folder:
+        (folder / "new").write_text("2")
+    assert _names(tmp_path / "f") == ["new"]
+    assert _names(tmp_path) == ["f"]
+
+
+def test_a_folder_that_appeared_meanwhile_is_kept(tmp_path: Path) -> None:
+    def write() -> None:
+        with whole_folder(tmp_path / "f") as folder:
+            (folder / "mine").write_text("1")
+            write_whole(tmp_path / "f" / "theirs", "2")
+
+    with pytest.raises(MlxLoraError, match="exists already"):
+        write()
+    assert _names(tmp_path / "f") == ["theirs"]
+    assert _names(tmp_path) == ["f"]
+
+
+def test_leftovers_of_killed_writers_can_be_removed_and_nothing_else_is(tmp_path: Path) -> None:
+    writers = [whole_file(tmp_path / "x.json"), whole_folder(tmp_path / "f"), whole_file(tmp_path / "y.json")]
+    for writer in writers:  # entered and never left, as by a process that was killed
+        path = writer.__enter__()
+        (path / "half" if path.is_dir() else path).write_text("half")
+    remove_leftovers(tmp_path / "x.json")
+    remove_leftovers(tmp_path / "f")
+    assert [name.split(".partial-")[0] for name in _names(tmp_path)] == [".y"]
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    contents = [b"a" * 300_000, b"b" * 200_000]
+    write_whole(path, contents[0])
+    seen: set[bytes] = set()
+    done = threading.Event()
+
+    def read() -> None:
+        while not done.is_set():
+            seen.add(path.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for turn in range(20):
+        write_whole(path, contents[turn % 2])
+    done.set()
+    reader.join()
+    assert seen
+    assert seen <= set(contents)
+
+
+def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc" * 100_000)
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+    with pytest.raises(MlxLoraError, match="No such file"):
+        sha256_file(tmp_path / "none")
