@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlx_lora  # noqa: F401  # puts the fast BLAS in front before MLX is imported, for both sides
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from works import WORKS, rows
 

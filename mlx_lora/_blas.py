@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -12,10 +13,14 @@ def load_openblas() -> None:
 
     A Mac has Accelerate and Metal and never needs it. Without the `cmeel-openblas` package MLX works, slowly.
     """
-    if sys.platform != "linux" or "mlx.core" in sys.modules:
+    if sys.platform != "linux":
         return
     openblas = _installed_file("cmeel-openblas", "libopenblas.so.0")
     if openblas is None:
+        return
+    if "mlx.core" in sys.modules:
+        slow = "mlx.core was imported before mlx_lora: MLX keeps its slow BLAS; import mlx_lora first"
+        warnings.warn(slow, RuntimeWarning, stacklevel=3)
         return
     try:
         ctypes.CDLL(str(openblas), mode=ctypes.RTLD_GLOBAL)

@@ -98,7 +98,7 @@ def evaluate(
     base: Annotated[bool, typer.Option("--base", help="Also ask the base, and compare.")] = False,
     model: ModelName = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Ask only the first N questions.", show_default=False)
+        int | None, typer.Option(min=1, help="Ask N questions, spread evenly over the data.", show_default=False)
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
@@ -108,6 +108,9 @@ def evaluate(
     metric: Annotated[
         str, typer.Option(help="exact_match, contains or token_f1: what --fail-under looks at.")
     ] = "exact_match",
+    numbers: Annotated[
+        bool, typer.Option("--numbers", help="Let number words and digits, and forms of a date, count as equal.")
+    ] = False,
     json_output: JsonOutput = False,
     output: Annotated[
         Path | None,
@@ -128,6 +131,7 @@ def evaluate(
             batch_size=batch_size,
             fail_under=fail_under,
             metric=metric,
+            numbers=numbers,
             json_output=json_output,
             output=output,
         )

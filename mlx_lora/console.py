@@ -4,7 +4,7 @@ from rich.console import Console
 
 from mlx_lora.errors import MlxLoraError
 
-talk = Console(stderr=True, highlight=False)
+talk = Console(stderr=True, highlight=False, emoji=False)
 
 
 def print_error(error: MlxLoraError) -> None:

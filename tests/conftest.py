@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two threads lose much on tiny matrices and on shared cores
+
 import pytest
 from hypothesis import settings
 

@@ -1,0 +1,1 @@
+"""One recipe a subcommand: typed parameters in, an exit code out."""

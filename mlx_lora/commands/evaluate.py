@@ -36,25 +36,29 @@ def run_evaluate(
 ) -> int:
     """Ask every adapter, and the base where wanted, the questions of every data set; return the exit code.
 
-    Each adapter gets eval/<data name>.json and .predictions.jsonl; `output` gets the object that --json prints.
-    Exit code 1: an adapter (or the base alone) is under `fail_under`. Raises: MlxLoraError.
+    Each adapter gets eval/<data name>.json and .predictions.jsonl, or else `output` does: a folder, or a .json file
+    for a single result. Exit code 1: an adapter (or the base alone) is under `fail_under`. Raises: MlxLoraError.
     """
     _check_request(adapters, base, model, limit, max_tokens, batch_size, fail_under)
     chosen = _known_metric(metric)
     from mlx_lora.evaluation.asking import Asker
-    from mlx_lora.evaluation.subjects import choose_sources, read_source
+    from mlx_lora.evaluation.subjects import choose_sources, read_sources
 
     subjects = [_read_subject(path) for path in adapters]
-    sources = [read_source(source, split, limit) for source, split in choose_sources(subjects, data)]
+    sources = read_sources(choose_sources(subjects, data), limit)
+    if output is not None and output.suffix == ".json" and max(1, len(subjects)) * len(sources) > 1:
+        raise ConfigError(f"--output {output}: several results do not fit one file", "give a folder")
     loaded = _load(subjects, model)
     asker = Asker(loaded, max_tokens=max_tokens, batch_size=batch_size, numbers=numbers, progress=_progress)
     evaluations = [
         one for subject in subjects for one in _evaluate_adapter(asker, subject, sources, with_base=base, metric=chosen)
     ]
     evaluations += [] if subjects else [_evaluate_base(asker, source, chosen) for source in sources]
-    objects = [_save(one, subjects, {**asker.settings(), "limit": limit}) for one in evaluations]
-    _publish(objects, json_output, output)
-    if not json_output:
+    objects = [_save(one, subjects, {**asker.settings(), "limit": limit}, output) for one in evaluations]
+    if json_output:
+        published = objects[0] if len(objects) == 1 else {"results": objects}
+        sys.stdout.write(json.dumps(published, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    else:
         _print(evaluations, sources)
     return _exit_code(evaluations, fail_under, chosen)
 
@@ -165,35 +169,38 @@ def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _save(one: "Evaluation", subjects: "Sequence[Subject]", settings: dict[str, Any]) -> dict[str, Any]:
-    """Write predictions and figures beside the adapter, each whole or not at all; return the figures."""
+def _save(
+    one: "Evaluation", subjects: "Sequence[Subject]", settings: dict[str, Any], output: Path | None
+) -> dict[str, Any]:
+    """Write predictions and figures, each whole or not at all; return the figures."""
     from mlx_lora.evaluation.result import as_json, prediction_rows
 
     subject = next((subject for subject in subjects if subject.label == one.label), None)
-    if subject is None:
-        return as_json(one, settings)
-    facts, asked = subject.adapter.facts, subject.rendering.settings
-    settings |= {
-        "system_prompt": asked.system_prompt,
-        "chat_template_sha256": facts.get("chat_template_sha256"),
-        "chat_template_args": asked.chat_template_args,
-        "adapter_step": facts.get("step"),
-    }
+    if subject is not None:
+        facts, asked = subject.adapter.facts, subject.rendering.settings
+        settings |= {
+            "system_prompt": asked.system_prompt,
+            "chat_template_sha256": facts.get("chat_template_sha256"),
+            "chat_template_args": asked.chat_template_args,
+            "adapter_step": facts.get("step"),
+        }
     result = as_json(one, settings)
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in prediction_rows(one)]
-    folder, name = subject.folder / "eval", one.data["name"]
-    write_whole(folder / f"{name}.predictions.jsonl", "\n".join(lines) + "\n")
-    write_json(folder / f"{name}.json", result)
+    place = _result_place(one, subject, output, several=len(subjects) > 1)
+    if place is not None:
+        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in prediction_rows(one)]
+        write_whole(place.with_name(f"{place.name}.predictions.jsonl"), "\n".join(lines) + "\n")
+        write_json(place.with_name(f"{place.name}.json"), result)
     return result
 
 
-def _publish(objects: Sequence[dict[str, Any]], json_output: bool, output: Path | None) -> None:
-    """One evaluation is the object itself, several stand under "results"."""
-    published = objects[0] if len(objects) == 1 else {"results": list(objects)}
-    if output is not None:
-        write_json(output, published)
-    if json_output:
-        sys.stdout.write(json.dumps(published, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+def _result_place(one: "Evaluation", subject: "Subject | None", output: Path | None, *, several: bool) -> Path | None:
+    """Where the result files lie, without their endings; None for a base alone that was given no output."""
+    name = str(one.data["name"])
+    if output is None:
+        return subject.folder / "eval" / name if subject is not None else None
+    if output.suffix == ".json":
+        return output.with_suffix("")
+    return output / (f"{Path(one.label).name}-{name}" if several else name)
 
 
 def _print(evaluations: "Sequence[Evaluation]", sources: "Sequence[Source]") -> None:

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from mlx_lora.dataset.record import Record
     from mlx_lora.lora.adapter import AdapterFolder
     from mlx_lora.lora.fidelity import Distance, Row
-    from mlx_lora.lora.fused_folder import Written
     from mlx_lora.lora.storage import Attempt
     from mlx_lora.model.load import LoadedModel
     from mlx_lora.model.tokenizer import Tokenizer
 
-MOST_PROMPTS = 24
+MOST_PROMPTS = 32
+MOST_POSITIONS = 512  # answer tokens: the adapter's logits at all of them stay in memory
 LONGEST_PROMPT = 1024  # tokens; longer rows are left out of the comparison
 ANSWER_TOKENS = 24
 PLAIN_PROMPTS = (
@@ -91,9 +91,10 @@ def run_fuse(
     rendering = rendering_of(folder.config, adapter)
     base = Base(*model_of(folder.config, adapter)) if model is None else Base(model, revision)
     with whole_folder(output) as temporary:
+        attempts = _plan(base, folder, bits=bits, dequantize=dequantize)
         reference = _measure_reference(base, folder, rendering)
         outcomes: list[Outcome] = []
-        for attempt in _plan(base, folder, bits=bits, dequantize=dequantize):
+        for attempt in attempts:
             _empty(temporary)
             outcomes.append(_try(attempt, temporary, base, folder, rendering, reference))
             _print_outcome(outcomes[-1])
@@ -104,9 +105,7 @@ def run_fuse(
     chosen = outcomes[-1]
     talk.print(f"{output}: {chosen.form}, {format_bytes(chosen.weight_bytes)}", markup=False, soft_wrap=True)
     if rendering.system_prompt is not None:
-        talk.print(
-            "note: a model folder holds no system prompt: give the adapter's with each conversation", markup=False
-        )
+        talk.print("note: a model folder holds no system prompt: give the adapter's own in conversations", markup=False)
     if json_output:
         sys.stdout.write(json.dumps(_as_json(adapter, output, base, reference, outcomes)) + "\n")
     return 0
@@ -132,7 +131,7 @@ def _measure_reference(base: Base, folder: "AdapterFolder", rendering: Rendering
     tokenizer = _tokenizer(loaded, rendering)
     prompts, origin = _prompts(folder.folder, tokenizer, rendering)
     rows = _answer(loaded, tokenizer, prompts)
-    logits = answer_logits(loaded.model, rows)
+    logits = list(answer_logits(loaded.model, rows))
     set_adapter_enabled(loaded.model, False)
     distance = measure_distance(logits, answer_logits(loaded.model, rows))
     talk.print(
@@ -149,20 +148,23 @@ def _answer(loaded: "LoadedModel", tokenizer: "Tokenizer", prompts: list[list[in
     from mlx_lora.lora.fidelity import Row
     from mlx_lora.model.generate import generate_answers
 
-    rows = []
+    rows: list[Row] = []
     answers = generate_answers(loaded.model, tokenizer, prompts, max_tokens=ANSWER_TOKENS)
     for prompt, answer in zip(prompts, answers, strict=True):
         end = [tokenizer.eos_id] if answer.stopped else []
         rows.append(Row((*prompt, *answer.tokens, *end), len(prompt)))
+        if sum(len(row.tokens) - row.prompt_length for row in rows) >= MOST_POSITIONS:
+            break
     return rows
 
 
 def _plan(base: Base, folder: "AdapterFolder", *, bits: int | None, dequantize: bool) -> list["Attempt"]:
+    from mlx_lora.lora.inject import iter_lora_modules
     from mlx_lora.lora.storage import plan_attempts
 
-    loaded = _load_stored(base)
-    present = dict(loaded.model.named_modules())
-    return plan_attempts({path: present[path] for path in folder.modules}, bits=bits, dequantize=dequantize)
+    model = _load_stored(base, folder).model
+    linears = {path: layer.linear for path, layer in iter_lora_modules(model)}
+    return plan_attempts(linears, bits=bits, dequantize=dequantize)
 
 
 def _try(
@@ -177,29 +179,27 @@ def _try(
     import mlx.core as mx
 
     from mlx_lora.lora.fidelity import answer_logits, explain_loss, measure_distance
+    from mlx_lora.lora.fused_folder import write_fused_folder
     from mlx_lora.model.load import load_base
 
-    written = _write(attempt, temporary, base, folder, rendering)
-    mx.clear_cache()  # the base has left memory before its successor comes
+    stored = _load_stored(base, folder)
+    written = write_fused_folder(temporary, stored.model, stored.path, stored.config, attempt, rendering.chat_template)
+    del stored  # the base leaves memory before its successor comes
+    mx.clear_cache()
     fused = load_base(str(temporary))
     distance = measure_distance(reference.logits, answer_logits(fused.model, reference.rows))
     refused = explain_loss(distance, reference.base, written.update_kept)
     return Outcome(attempt.name, written.weight_bytes, written.update_kept, distance, refused)
 
 
-def _write(attempt: "Attempt", temporary: Path, base: Base, folder: "AdapterFolder", rendering: Rendering) -> "Written":
+def _load_stored(base: Base, folder: "AdapterFolder") -> "LoadedModel":
+    """The base in the form that its files have, with the adapter on it: to merge, not to compute with."""
     from mlx_lora.lora.adapter import apply_adapter
-    from mlx_lora.lora.fused_folder import write_fused_folder
-
-    loaded = _load_stored(base)
-    apply_adapter(loaded.model, folder, asdict(loaded.identity))
-    return write_fused_folder(temporary, loaded.model, loaded.path, loaded.config, attempt, rendering.chat_template)
-
-
-def _load_stored(base: Base) -> "LoadedModel":
     from mlx_lora.model.load import load_base
 
-    return load_base(base.name, revision=base.revision, compute="quantized")
+    loaded = load_base(base.name, revision=base.revision, compute="quantized")
+    apply_adapter(loaded.model, folder, asdict(loaded.identity))
+    return loaded
 
 
 def _tokenizer(loaded: "LoadedModel", rendering: Rendering) -> "Tokenizer":

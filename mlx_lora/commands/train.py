@@ -200,10 +200,18 @@ def _save(session: "Session", folder: Path, facts: dict[str, Any], metrics: Any)
 
 
 def _save_adapter(session: "Session", folder: Path, facts: dict[str, Any]) -> None:
+    import mlx.core as mx
+
     from mlx_lora.lora.adapter import save_adapter
 
     known = {name: value for name, value in facts.items() if name != "fingerprint"}
-    save_adapter(folder, session.model, settings=session.config.lora, metadata={**known, "step": session.progress.step})
+    save_adapter(
+        folder,
+        session.model,
+        settings=session.config.lora,
+        metadata={**known, "step": session.progress.step},
+        dtype=getattr(mx, session.config.lora.save_dtype),
+    )
 
 
 class _Stop:

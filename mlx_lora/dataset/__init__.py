@@ -1,0 +1,1 @@
+"""Files to records, examples and batches. numpy only: knows nothing of MLX."""

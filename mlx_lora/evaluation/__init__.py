@@ -1,0 +1,1 @@
+"""Did it learn? Answers, scores, statistics and verdicts. Knows nothing of training."""

@@ -82,22 +82,26 @@ def save_adapter(
     settings: LoraSettings,
     num_layers: int | None = None,
     metadata: Mapping[str, Any] | None = None,
+    dtype: mx.Dtype = mx.float32,
 ) -> None:
     """Write the model's adapter into `folder` (made if missing), each file whole or not at all.
 
     num_layers: how many of the last layers are adapted, None to count. metadata: our facts, kept under "mlx_lora".
+    dtype: float16 or bfloat16 halve the file; only float32 reads back bit for bit.
     Raises: MlxLoraError when the files cannot be written, AdapterError when a value is not finite.
     """
     adapters = dict(iter_lora_modules(model))
     keys, counted = _mlx_lm_keys(model, adapters)
     tensors = {
-        f"{path}.{name}": value.astype(mx.float32)
+        f"{path}.{name}": value.astype(dtype)
         for path, adapter in adapters.items()
         for name, value in adapter.adapter_parameters.items()
     }
     for name, value in tensors.items():
         if not mx.isfinite(value).all().item():
-            raise AdapterError(f"{folder}: {name} holds NaN or infinity; nothing was written")
+            raise AdapterError(
+                f"{folder}: {name} is not finite in {str(dtype).rpartition('.')[2]}; nothing was written"
+            )
     config = {
         "fine_tune_type": settings.method,
         "num_layers": counted if num_layers is None else num_layers,

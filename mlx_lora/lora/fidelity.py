@@ -6,7 +6,7 @@ refuse a good fusion of a large one.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,17 +47,15 @@ class Distance:
         return {name: value if math.isfinite(value) else None for name, value in asdict(self).items()}
 
 
-def answer_logits(model: nn.Module, rows: Sequence[Row]) -> list[mx.array]:
-    """Logits at each row's answer positions: (T_answer, V) float32 a row, one row computed at a time."""
-    logits: list[mx.array] = []
+def answer_logits(model: nn.Module, rows: Sequence[Row]) -> Iterator[mx.array]:
+    """Yield the logits at each row's answer positions, (T_answer, V) float32: one row in memory at a time."""
     for row in rows:
-        output = model(mx.array([row.tokens[:-1]]))[0, row.prompt_length - 1 :].astype(mx.float32)
-        mx.eval(output)
-        logits.append(output)
-    return logits
+        logits = model(mx.array([row.tokens[:-1]]))[0, row.prompt_length - 1 :].astype(mx.float32)
+        mx.eval(logits)
+        yield logits
 
 
-def measure_distance(adapter: Sequence[mx.array], other: Sequence[mx.array]) -> Distance:
+def measure_distance(adapter: Iterable[mx.array], other: Iterable[mx.array]) -> Distance:
     """The distance of `other`'s logits from the adapter's, both as answer_logits gives them."""
     positions = same = decided = decided_same = 0
     kl = largest = 0.0

@@ -1,6 +1,6 @@
 """Which modules of a model get adapters, and putting them in and out. Knows nothing of files; imports MLX only."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,25 +18,8 @@ from mlx_lora.lora.layer import (
     can_adapt,
     is_quantized,
     is_switch,
-    linear_dims,
 )
-
-PRESETS = ("all-linear", "attention", "mlp")
-# Whole path components that mark what chooses experts or steers other modules; a preset never adapts these.
-_ROUTERS = {"gate", "router", "shared_expert_gate", "modality_router", "indexer", "altup"}
-# Where the enclosing block's name does not tell attention from MLP, the module's own does.
-_ATTENTION_NAMES = {
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "o_proj",
-    "qkv_proj",
-    "query_key_value",
-    "c_attn",
-    "att_proj",
-    "attn_out",
-}
-_MLP_NAMES = {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "c_fc", "fc1", "fc2", "ff_proj", "ff_out"}
+from mlx_lora.lora.targets import match_targets
 
 
 @dataclass(frozen=True)
@@ -53,7 +36,7 @@ class Injection:
     first_layer: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One transformer layer: its index in the model, its path, and the module itself."""
 
@@ -69,9 +52,15 @@ def inject_lora(model: nn.Module, settings: LoraSettings, *, seed: int) -> Injec
     has adapters already. The model is then untouched.
     """
     refuse_adapted(model)
-    layers = iter_layers(model)
-    chosen = _last_layers(layers, settings.layers)
-    modules = {path: module for layer in chosen for path, module in _targets(layer, chosen, settings.target_modules)}
+    chosen = _last_layers(iter_layers(model), settings.layers)
+    present = {layer: adaptable_modules(layer) for layer in chosen}
+    keys = match_targets(list(present.values()), settings.target_modules)
+    modules = {
+        f"{layer.path}.{path}": module
+        for layer, found in present.items()
+        for path, module in found.items()
+        if path in keys
+    }
     put_adapters(
         model,
         modules,
@@ -81,6 +70,8 @@ def inject_lora(model: nn.Module, settings: LoraSettings, *, seed: int) -> Injec
         dropout=settings.dropout,
         seed=seed,
     )
+    for _, adapter in iter_lora_modules(model):
+        mx.eval(adapter.adapter_parameters)
     first = next(layer for layer in chosen if any(path.startswith(f"{layer.path}.") for path in modules))
     return Injection(tuple(modules), _size(model.trainable_parameters()), parameter_count(model), first.index)
 
@@ -97,6 +88,7 @@ def put_adapters(
 ) -> None:
     """Wrap each of `modules` (full path → module) in place, and freeze all but the adapters' parameters.
 
+    These are lazy still: who replaces them by a file's never computes them.
     Raises: AdapterError when the method has no layer for one of them; the model is then untouched.
     """
     kinds = {path: _layer_class(path, module, method) for path, module in modules.items()}
@@ -107,7 +99,6 @@ def put_adapters(
         replace_module(model, path, adapter)
         adapter.freeze()
         adapter.unfreeze_adapter()
-        mx.eval(adapter.adapter_parameters)
 
 
 def remove_lora(model: nn.Module) -> None:
@@ -215,70 +206,6 @@ def _last_layers(layers: list[Layer], wanted: str | int) -> list[Layer]:
             f"lora.layers: {wanted} asked for, the model has {len(layers)}", f"use `all`, or 1 to {len(layers)}"
         )
     return layers[-wanted:]
-
-
-def _targets(layer: Layer, layers: list[Layer], wanted: str | list[str]) -> list[tuple[str, nn.Module]]:
-    keys = match_targets(layers, wanted)
-    return [(f"{layer.path}.{path}", module) for path, module in adaptable_modules(layer).items() if path in keys]
-
-
-def match_targets(layers: Iterable[Layer], wanted: str | list[str]) -> set[str]:
-    """Paths relative to a layer that a preset or a list of names chooses.
-
-    A name matches a whole path, or its end after a dot: `c_proj` and `attn.c_proj` both match `attn.c_proj`.
-    Raises: AdapterError naming the preset or every name that matches nothing, with what there is.
-    """
-    present = {path: module for layer in layers for path, module in adaptable_modules(layer).items()}
-    if isinstance(wanted, str):
-        routers = {path for layer in layers for path in _routers(adaptable_modules(layer))}
-        keys = {path for path in present if path not in routers and _PRESET_RULES[wanted](path)}
-        unmatched = [] if keys else [wanted]
-    else:
-        matches = {name: {path for path in present if path == name or path.endswith(f".{name}")} for name in wanted}
-        keys = set().union(*matches.values())
-        unmatched = [name for name, found in matches.items() if not found]
-    if unmatched or not keys:
-        there_is = ", ".join(present) or "no linear modules at all"
-        raise AdapterError(
-            f"lora.target_modules: nothing matches {', '.join(unmatched) or 'an empty list'}",
-            f"the layers of this model have {there_is}; presets are {', '.join(PRESETS)}",
-        )
-    return keys
-
-
-def _routers(modules: dict[str, nn.Module]) -> set[str]:
-    """Paths of what chooses experts: by name, or a sibling of experts with one output an expert (or a single one)."""
-    experts = {path: int(module.num_experts) for path, module in modules.items() if is_switch(module)}
-    found = {path for path in modules if _ROUTERS & set(path.split("."))}
-    for path, module in modules.items():
-        block = path.rpartition(".")[0]
-        sizes = {1, *(count for expert, count in experts.items() if expert.startswith(f"{block}."))}
-        if len(sizes) > 1 and not is_switch(module) and linear_dims(module)[1] in sizes:
-            found.add(path)
-    return found
-
-
-def _is_attention(path: str) -> bool:
-    *parents, name = path.split(".")
-    if any("attn" in parent or "attention" in parent for parent in parents):
-        return True
-    return name in _ATTENTION_NAMES and not _in_mlp(parents)
-
-
-def _is_mlp(path: str) -> bool:
-    *parents, name = path.split(".")
-    return not _is_attention(path) and (_in_mlp(parents) or name in _MLP_NAMES)
-
-
-def _in_mlp(parents: list[str]) -> bool:
-    return any(mark in parent for parent in parents for mark in ("mlp", "ffn", "feed_forward", "moe", "expert"))
-
-
-_PRESET_RULES: dict[str, Callable[[str], bool]] = {
-    "all-linear": lambda path: True,
-    "attention": _is_attention,
-    "mlp": _is_mlp,
-}
 
 
 def _layer_class(path: str, module: nn.Module, method: str) -> type[LoRALinear | LoRASwitchLinear | DoRALinear]:

@@ -119,13 +119,13 @@ def _stream(
         reused = reader.read(prompt[:-1])
         start = time.perf_counter()
         following = sample(reader.feed(mx.array([prompt[-1]])))
-        mx.async_eval(following)  # type: ignore[no-untyped-call]
+        mx.async_eval(following)
         for count in range(1, max_tokens + 1):
             current = following
             if count < max_tokens:
                 # The next step is under way while this token is turned into text and shown.
                 following = sample(reader.feed(current))
-                mx.async_eval(following)  # type: ignore[no-untyped-call]
+                mx.async_eval(following)
             token = _number(current)
             seconds = time.perf_counter() - start
             if token in tokenizer.eos_ids:

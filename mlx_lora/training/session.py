@@ -105,6 +105,8 @@ def build_session(
     model.train()
     compiled = config.train.engine == "auto" or "compiled_step" in config.train.engine
     stepper = Stepper(engine, trainable, build_optimizer(config.optimizer), config.optimizer, compiled=compiled)
+    if compiled:
+        reports.append(PartReport("compiled_step", True, "loss, gradients and update as two compiled functions"))
     schedule = build_schedule([len(example.tokens) - 1 for example in train_set], config.train)
     return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports)
 

@@ -160,6 +160,27 @@ def test_a_base_alone_is_evaluated_without_a_system_prompt(workshop: Path, capsy
     assert result["label"] == "base"
     assert result["settings"]["base"]["name"] == "base"
     assert json.loads((workshop / "out.json").read_text()) == result
+    assert len((workshop / "out.predictions.jsonl").read_text().splitlines()) == result["count"]
+
+
+def test_an_output_folder_takes_the_results_in_place_of_the_adapters(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(workshop.rglob("*"))
+    evaluate(workshop, "good", "other", capsys=capsys, limit=2, output=tmp_path / "results")
+    assert sorted(file.name for file in (tmp_path / "results").iterdir()) == [
+        "good-quiz.json",
+        "good-quiz.predictions.jsonl",
+        "other-quiz.json",
+        "other-quiz.predictions.jsonl",
+    ]
+    assert sorted(workshop.rglob("*")) == before
+    with pytest.raises(ConfigError, match="several results do not fit one file"):
+        run_evaluate(
+            [workshop / "good", workshop / "other"],
+            data=[str(workshop / "quiz.jsonl")],
+            output=tmp_path / "one.json",
+        )
 
 
 def test_too_few_right_answers_fail(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,12 +176,21 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
     assert [path.name for path in (tmp_path / "fused").iterdir()] == ["mine.txt"]
 
 
-def test_another_base_is_refused_and_nothing_is_written(tmp_path):
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_another_base_is_refused_and_nothing_is_written(tmp_path, family):
     adapter, _ = _adapter(tmp_path, SMALL)
-    other = save_tiny_folder(tmp_path / "other", seed=5, bits=4)
+    other = save_tiny_folder(tmp_path / "other", family, seed=5, bits=4)
     with pytest.raises(AdapterError, match="trained on base, the base here is other"):
         run_fuse(adapter, tmp_path / "fused", model=str(other))
     assert not (tmp_path / "fused").exists()
+
+
+def test_a_form_that_cannot_be_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
+    adapter, _ = _adapter(tmp_path, SMALL)
+    monkeypatch.setattr(fuse, "_measure_reference", None)
+    for options in ({"bits": 7}, {"bits": 4, "dequantize": True}):
+        with pytest.raises(AdapterError, match="--bits"):
+            run_fuse(adapter, tmp_path / "fused", **options)
 
 
 def test_an_adapter_that_names_no_base_asks_for_one(tmp_path, capsys):
@@ -222,10 +231,10 @@ def test_the_runs_own_rows_are_compared_and_prompts_are_rendered_as_in_training(
     )
     report = _fuse(adapter, tmp_path / "fused", capsys)
     assert report["prompts"] == str(valid)
-    assert len(seen) == 24
+    assert len(seen) == 32
     tokenizer = load_base(str(tmp_path / "base")).tokenizer
     assert tokenizer.decode(seen[1]) == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho won in 2?<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWho won in 1?<|im_end|>\n<|im_start|>assistant\n"
     )
 
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from mlx_lora.errors import MlxLoraError, ModelError
-from mlx_lora.files import sha256_file
+from mlx_lora.files import cache_folder, sha256_file
 from mlx_lora.model import builtin
-from mlx_lora.files import cache_folder
 from mlx_lora.model.builtin import BuiltinModel, ensure_builtin, is_converted
 from mlx_lora.model.load import load_base, load_tokenizer
 from tests.model.gguf_files import TEMPLATE, install_package, kind_of, random_tensors, write_gguf

@@ -1,0 +1,121 @@
+"""One chat: who answers, how, and what was said. Asks, retries, compares and takes back; knows nothing of commands."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mlx_lora.chat.answer_text import AnswerText
+from mlx_lora.chat.conversation import Conversation, Ending, Turn
+from mlx_lora.chat.interrupt import silent_keyboard, stop_on_interrupt
+from mlx_lora.chat.sampling import Sampling
+from mlx_lora.chat.screen import Measured, Screen
+from mlx_lora.dataset.record import Message
+
+if TYPE_CHECKING:
+    from mlx_lora.chat.voice import Voice
+
+
+@dataclass(frozen=True)
+class SystemPrompt:
+    """A system prompt that a person chose in place of the adapter's own; None for none at all."""
+
+    text: str | None
+
+
+@dataclass
+class Session:
+    """The state of a chat. `chosen_system` is None while the adapter's own system prompt holds."""
+
+    voice: "Voice"
+    screen: Screen
+    sampling: Sampling = field(default_factory=Sampling)
+    chosen_system: SystemPrompt | None = None
+    conversation: Conversation = field(default_factory=Conversation)
+    answers: int = 0  # given so far: each draws from a seed of its own
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt in force."""
+        return self.voice.rendering.system_prompt if self.chosen_system is None else self.chosen_system.text
+
+    def ask(self, question: str) -> Turn:
+        """Answer `question` on the screen and keep the turn, cut short or not, unless it was stopped before a word.
+
+        Raises: MlxLoraError when it cannot be answered; the conversation is then as before.
+        """
+        turn = self._answer(self.conversation.messages(self.system, question), question, self._next_seed(), kept=True)
+        if turn.answer or turn.ending is not Ending.INTERRUPTED:
+            self.conversation.turns.append(turn)
+        return turn
+
+    def retry(self) -> Turn:
+        """Answer the last question again, in place of its answer. Raises: MlxLoraError; the old answer then stays."""
+        last = self.conversation.take_back()
+        try:
+            turn = self.ask(last.question)
+        except BaseException:
+            self.conversation.turns.append(last)
+            raise
+        if not turn.answer and turn.ending is Ending.INTERRUPTED:
+            self.conversation.turns.append(last)
+        return turn
+
+    def compare(self, question: str, announce: Callable[[str], None]) -> None:
+        """Answer `question` (or, where it is empty, the last one) as base and as adapter, outside the conversation.
+
+        `announce` is told who answers next. Raises: MlxLoraError.
+        """
+        was = self.voice.enabled
+        self.voice.switch(was)  # refuses here where there is no adapter
+        earlier = Conversation(list(self.conversation.turns))
+        if not question:
+            question = earlier.take_back().question
+        messages = earlier.messages(self.system, question)
+        seed = self._next_seed()
+        try:
+            for enabled in (False, True):
+                self.voice.switch(enabled)
+                announce(self.voice.label)
+                if self._answer(messages, question, seed, kept=False).ending is Ending.INTERRUPTED:
+                    return
+        finally:
+            self.voice.switch(was)
+
+    def reset(self) -> None:
+        """Forget the conversation."""
+        self.conversation = Conversation()
+        self.voice.forget()
+
+    def set(self, name: str, value: str) -> None:
+        """Change a setting of the answers. Raises: MlxLoraError."""
+        self.sampling = self.sampling.changed(name, value)
+        if name == "seed":
+            self.answers = 0
+
+    def _next_seed(self) -> int:
+        seed = self.sampling.seed_of(self.answers)
+        self.answers += 1
+        return seed
+
+    def _answer(self, messages: Sequence[Message], question: str, seed: int, *, kept: bool) -> Turn:
+        prompt = self.voice.render(messages)
+        opened = self.voice.opens_thinking(prompt)
+        pieces = self.voice.stream(prompt, self.sampling, seed)
+        text, tokens, rate, ending = "", 0, 0.0, Ending.INTERRUPTED
+        self.screen.begin(AnswerText(self.voice.think_tags, opened=opened))
+        with stop_on_interrupt() as stop, silent_keyboard(), closing(pieces):
+            try:
+                for piece in pieces:
+                    text += piece.text
+                    tokens, rate = piece.tokens, piece.tokens_per_second
+                    self.screen.feed(piece.text, tokens)
+                    if piece.done:
+                        room = tokens < self.sampling.max_tokens
+                        ending = Ending.COMPLETE if piece.stopped else Ending.CONTEXT if room else Ending.LENGTH
+                    elif stop.asked:
+                        break
+            except KeyboardInterrupt:  # pressed twice: the pieces end where they are
+                ending = Ending.INTERRUPTED
+        self.screen.end(ending, Measured(tokens, rate, len(prompt) + tokens, self.voice.context, kept))
+        return Turn(question, text, ending)

@@ -1,0 +1,82 @@
+"""One loaded base that answers with and without adapters. Knows nothing of files or screens."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from mlx_lora.evaluation.metrics import ScoredAnswer
+from mlx_lora.evaluation.questions import build_questions, iter_scored
+from mlx_lora.evaluation.subjects import Rendering, Source, Subject
+from mlx_lora.lora.adapter import AppliedAdapter, apply_adapter
+from mlx_lora.lora.inject import remove_lora
+from mlx_lora.model.load import LoadedModel
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]  # (title, total) → advance by one
+
+
+class Asker:
+    """Asks the model that is in memory, as it is now, and remembers what the base answered."""
+
+    def __init__(
+        self, loaded: LoadedModel, *, max_tokens: int, batch_size: int, numbers: bool, progress: Progress
+    ) -> None:
+        self.loaded = loaded
+        self.max_tokens = max_tokens
+        self.batch_size = batch_size
+        self.numbers = numbers
+        self._progress = progress
+        self._of_base: dict[tuple[str, str], tuple[list[ScoredAnswer], float]] = {}
+
+    def settings(self) -> dict[str, Any]:
+        """How it asks, for the record."""
+        return {
+            "base": asdict(self.loaded.identity),
+            "compute": self.loaded.compute,
+            "sampling": "greedy",
+            "temperature": 0.0,
+            "max_tokens": self.max_tokens,
+            "batch_size": self.batch_size,
+            "normalize_numbers": self.numbers,
+        }
+
+    def ask_base(self, rendering: Rendering, source: Source) -> tuple[list[ScoredAnswer], float]:
+        """The base's answers to these prompts, asked once; call it while no adapter is on."""
+        key = (rendering.key, source.path)
+        if key not in self._of_base:
+            self._of_base[key] = self.ask("base", rendering, source)
+        return self._of_base[key]
+
+    def ask(self, label: str, rendering: Rendering, source: Source) -> tuple[list[ScoredAnswer], float]:
+        """The scored answers in the order of the data, and the seconds they took. Raises: DataError."""
+        tokenizer = self.loaded.tokenizer
+        if rendering.chat_template is not None:
+            tokenizer = tokenizer.with_chat_template(rendering.chat_template)
+        questions = build_questions(source.records, tokenizer, rendering.settings)
+        started = time.perf_counter()
+        answers: dict[int, ScoredAnswer] = {}
+        with self._progress(f"{label}, {source.name}", len(questions)) as advance:
+            for place, answer in iter_scored(
+                self.loaded.model,
+                tokenizer,
+                questions,
+                max_tokens=self.max_tokens,
+                batch_size=self.batch_size,
+                numbers=self.numbers,
+            ):
+                answers[place] = answer
+                advance()
+        return [answers[place] for place in range(len(questions))], time.perf_counter() - started
+
+    @contextmanager
+    def adapted(self, subject: Subject) -> Iterator[AppliedAdapter]:
+        """Put the adapter on for the length of the block; the base is then as it was. Raises: AdapterError."""
+        model = self.loaded.model
+        # An adapter that teaches nothing is evaluated all the same: that it does is the answer.
+        applied = apply_adapter(model, subject.adapter, asdict(self.loaded.identity), allow_untrained=True)
+        model.eval()  # the new layers come with dropout on
+        try:
+            yield applied
+        finally:
+            remove_lora(model)

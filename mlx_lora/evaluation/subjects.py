@@ -1,0 +1,120 @@
+"""Who is asked and what: adapters with their rendering, data sets with their names. Knows nothing of models."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mlx_lora.config import DataSettings, RunConfig
+from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.records import read_records
+from mlx_lora.dataset.splits import records_sha256
+from mlx_lora.errors import DataError
+from mlx_lora.files import sha256_file
+from mlx_lora.lora.adapter import AdapterFolder
+
+_COMMON_NAMES = {"train", "valid", "validation", "test", "data", "questions", "eval"}
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How prompts are written: data settings with system prompt and switches, and a template of the adapter's own."""
+
+    settings: DataSettings = field(default_factory=lambda: DataSettings.model_validate({"train": "eval"}))
+    chat_template: str | None = None  # its text; None for the tokenizer's
+
+    @property
+    def key(self) -> str:
+        """Equal for equal prompts."""
+        return json.dumps([self.settings.model_dump(), self.chat_template], sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An adapter to evaluate."""
+
+    label: str
+    folder: Path
+    adapter: AdapterFolder
+    rendering: Rendering
+    run: RunConfig | None  # its run.yaml, where it has one
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: a name for result files, where it came from, its hash and length, and the rows to ask."""
+
+    name: str
+    path: str
+    sha256: str
+    rows: int
+    records: list[Record]
+
+    def facts(self) -> dict[str, Any]:
+        """For the result file."""
+        asked = len(self.records)
+        return {"name": self.name, "source": self.path, "sha256": self.sha256, "rows": self.rows, "asked": asked}
+
+    def is_training_data_of(self, subject: Subject) -> bool:
+        """Whether these are the very rows that the adapter was trained on."""
+        hashes = subject.adapter.facts.get("data_sha256")
+        return isinstance(hashes, dict) and hashes.get("train") == self.sha256
+
+
+def choose_sources(subjects: Sequence[Subject], data: Sequence[str]) -> list[tuple[str, str]]:
+    """(source, split) of every data set: as asked, else the test or valid rows of the adapters' run files.
+
+    Raises: DataError where neither names any.
+    """
+    remedy = "name the questions with --data FILE"
+    if data:
+        return [(source, "test") for source in dict.fromkeys(data)]
+    if not subjects:
+        raise DataError("a base alone: what shall it be asked?", remedy)
+    found: dict[tuple[str, str], None] = {}
+    for subject in subjects:
+        if subject.run is None:
+            raise DataError(f"{subject.label}: no run.yaml says what to ask", remedy)
+        settings = subject.run.data
+        if settings.test:
+            found[settings.test, "test"] = None
+        elif settings.valid:
+            found[settings.valid, "valid"] = None
+        else:
+            raise DataError(f"{subject.folder / 'run.yaml'}: data.test and data.valid are null", remedy)
+    return list(found)
+
+
+def read_sources(chosen: Sequence[tuple[str, str]], limit: int | None) -> list[Source]:
+    """Read all data sets; those of one name are told apart by the beginning of their hash. Raises: DataError."""
+    sources = [read_source(source, split, limit) for source, split in chosen]
+    names = [source.name for source in sources]
+    return [
+        replace(source, name=f"{source.name}-{source.sha256[:8]}") if names.count(source.name) > 1 else source
+        for source in sources
+    ]
+
+
+def read_source(source: str, split: str, limit: int | None) -> Source:
+    """Read a data set; at most `limit` rows of it are asked, evenly spread. Raises: DataError."""
+    records = read_records(source, split)
+    path = Path(source).expanduser()
+    sha256 = sha256_file(path) if path.is_file() else records_sha256(records)
+    return Source(data_name(source, split), source, sha256, len(records), spread_rows(records, limit))
+
+
+def data_name(source: str, split: str) -> str:
+    """A short name: the file's, with its folder's before it where many files are called so ("modern-test")."""
+    path = Path(source).expanduser()
+    if not path.suffix:
+        return f"{path.resolve().name}-{split}"
+    parent = path.resolve().parent.name
+    return f"{parent}-{path.stem}" if path.stem.lower() in _COMMON_NAMES and parent else path.stem
+
+
+def spread_rows(records: Sequence[Record], limit: int | None) -> list[Record]:
+    """At most `limit` of the records, evenly spread over the file: neighbours often ask of the same thing."""
+    if limit is None or limit >= len(records):
+        return list(records)
+    return [records[place * len(records) // limit] for place in range(limit)]

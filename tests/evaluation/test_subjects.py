@@ -1,0 +1,77 @@
+"""What is asked: names, splits and portions of data sets."""
+
+import json
+from pathlib import Path
+
+import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
+
+import pytest  # isort: skip
+
+from mlx_lora.dataset.record import Record
+from mlx_lora.errors import DataError
+from mlx_lora.evaluation.subjects import Rendering, choose_sources, data_name, read_source, read_sources, spread_rows
+from mlx_lora.files import sha256_file
+
+
+def write_rows(path: Path, count: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.dumps({"question": f"q{row}?", "answer": f"a{row}"}) for row in range(count)]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("data/stanley_cup/modern/test.jsonl", "modern-test"),
+        ("data/general_knowledge/questions.jsonl", "general_knowledge-questions"),
+        ("data/hockey.csv", "hockey"),
+        ("data/hockey", "hockey-test"),
+    ],
+)
+def test_files_of_common_names_are_told_apart_by_their_folder(source: str, name: str) -> None:
+    assert data_name(source, "test") == name
+
+
+def test_a_limit_takes_rows_from_all_over_the_file(tmp_path: Path) -> None:
+    records = [Record(messages=(), text=str(place)) for place in range(10)]
+    assert [record.text for record in spread_rows(records, 4)] == ["0", "2", "5", "7"]
+    assert spread_rows(records, 99) == records
+    assert spread_rows(records, None) == records
+
+
+def test_a_source_knows_its_file_and_how_much_of_it_is_asked(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "quiz.jsonl", 6)
+    source = read_source(str(file), "test", 3)
+    assert source.facts() == {
+        "name": "quiz",
+        "source": str(file),
+        "sha256": sha256_file(file),
+        "rows": 6,
+        "asked": 3,
+    }
+    assert [record.question for record in source.records] == ["q0?", "q2?", "q4?"]
+
+
+def test_a_folder_gives_its_test_rows(tmp_path: Path) -> None:
+    write_rows(tmp_path / "quiz" / "train.jsonl", 5)
+    write_rows(tmp_path / "quiz" / "test.jsonl", 2)
+    source = read_source(str(tmp_path / "quiz"), "test", None)
+    assert (source.name, source.rows, len(source.sha256)) == ("quiz-test", 2, 64)
+
+
+def test_data_sets_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
+    files = [write_rows(tmp_path / folder / "quiz.jsonl", rows) for folder, rows in (("a", 1), ("b", 2))]
+    names = [source.name for source in read_sources([(str(file), "test") for file in files], None)]
+    assert names == [f"quiz-{sha256_file(file)[:8]}" for file in files]
+
+
+def test_what_is_asked_twice_is_read_once() -> None:
+    assert choose_sources([], ["a.jsonl", "b.jsonl", "a.jsonl"]) == [("a.jsonl", "test"), ("b.jsonl", "test")]
+    with pytest.raises(DataError):
+        choose_sources([], [])
+
+
+def test_equal_renderings_have_equal_keys() -> None:
+    assert Rendering().key == Rendering().key
+    assert Rendering(chat_template="{{ messages }}").key != Rendering().key
