@@ -8,10 +8,11 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
-# uv from PyPI, in a small venv of its own, where the machine has none.
+# uv from PyPI, in a small venv of its own, where the machine has none. Debian's bare python3 has no venv, but may have pip.
 .uv/bin/uv:
-	python3 -m venv .uv
-	.uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@python3 -m venv .uv 2>/dev/null && .uv/bin/python -m pip install --quiet --disable-pip-version-check uv \
+	  || python3 -m pip install --quiet --disable-pip-version-check --target .uv uv \
+	  || { rm -rf .uv; echo "error: python3 has neither venv nor pip"; echo "hint: apt install python3-venv"; exit 1; }
 
 $(READY): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
 	$(UV) venv --quiet --allow-existing --python '>=3.11' $(VENV)
@@ -19,10 +20,10 @@ $(READY): pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
 	touch $@
 
 demo: $(READY)
-	$(BIN)/mlx-lora train configs/stanley_cup_modern.yaml --overwrite
-	$(BIN)/mlx-lora eval adapters/stanley-cup-modern --base --fail-under 0.9
+	$(BIN)/mlx-lora train configs/stanley_cup_modern.yaml --set output_dir=adapters/demo --overwrite
+	$(BIN)/mlx-lora eval adapters/demo --base --max-tokens 24 --fail-under 0.9
 	@echo
-	@echo "Talk to it:  $(BIN)/mlx-lora chat adapters/stanley-cup-modern"
+	@echo "Talk to it:  $(BIN)/mlx-lora chat adapters/demo"
 
 test: $(READY)
 	$(BIN)/python -m pytest

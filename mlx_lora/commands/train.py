@@ -1,4 +1,4 @@
-"""`mlx-lora train`: a run file becomes an adapter folder. Owns validation, saving and printing."""
+"""`mlx-lora train`: a run file becomes an adapter folder. Owns validation and saving."""
 
 import dataclasses
 import json
@@ -6,21 +6,23 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.trainsummary import build_summary, print_header, print_summary
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
-from mlx_lora.errors import TrainingError
+from mlx_lora.errors import MlxLoraError, TrainingError
 from mlx_lora.files import cache_folder, sha256_file, write_whole
 from mlx_lora.runfile import dump_config, load_config
-from mlx_lora.screen import RowsBar, TrainScreen, format_bytes, format_seconds
+from mlx_lora.screen import RowsBar, TrainScreen
 
 if TYPE_CHECKING:
     from mlx_lora.model.load import LoadedModel
+    from mlx_lora.training.distributed import Group
     from mlx_lora.training.session import Session
 
 INTERRUPTED = 130
@@ -34,35 +36,61 @@ def run_train(
     overwrite: bool = False,
     json_output: bool = False,
 ) -> int:
-    """Train as the run file says; return the exit code (0, or 130 when a signal ended the run after a checkpoint)."""
-    config = load_config(path, overrides)
-    from mlx_lora.training.runfolder import Metrics, claim_folder
+    """Train as the run file says; return the exit code (0, or 130 when a signal ended the run after a checkpoint).
 
+    Started by `mlx.launch`, this process is one of several ranks, and only the first of them prints and writes.
+    """
+    config = load_config(path, overrides)
+    from mlx_lora.training.distributed import join_group
+
+    group = join_group()
+    talk.quiet = not group.leads
+    try:
+        session, stopped_by, seconds = _run(config, group, resume=resume, overwrite=overwrite)
+    except MlxLoraError as error:
+        if not group.leads:
+            talk.quiet = False
+            error.message = f"rank {group.rank}: {error.message}"
+        raise
+    if not group.leads:
+        return 0  # mlx.launch ends the other ranks when one ends with anything else
     folder = Path(config.output_dir)
-    claim_folder(folder, resume=resume, overwrite=overwrite)
-    session, facts = _build(config)
-    if resume:
-        _resume(session, folder / "checkpoints", facts["fingerprint"])
-    else:
-        _clear(folder)
-        session.progress.fingerprint = facts["fingerprint"]
-    write_whole(folder / "run.yaml", dump_config(config))
-    started = time.perf_counter()
-    with (
-        Metrics(folder / "metrics.jsonl", session.progress.step if resume else None) as metrics,
-        _stop_signals() as stop,
-    ):
-        if not resume:
-            metrics.write("start", {"step": 0, **facts})
-        stopped_by = _train(session, folder, facts, metrics, stop)
-    summary = _summary(session, folder, stopped_by, time.perf_counter() - started)
-    _print_summary(summary, folder, path)
+    summary = build_summary(session, folder, stopped_by, seconds)
+    print_summary(summary, folder, f"{'mlx.launch … -- ' if group.size > 1 else ''}mlx-lora train {path} --resume")
     if json_output:
         sys.stdout.write(json.dumps(summary) + "\n")
     return INTERRUPTED if stopped_by == "signal" else 0
 
 
-def _build(config: RunConfig) -> tuple["Session", dict[str, Any]]:
+def _run(config: RunConfig, group: "Group", *, resume: bool, overwrite: bool) -> tuple["Session", str, float]:
+    from mlx_lora.training.runfolder import Metrics, claim_folder
+
+    folder = Path(config.output_dir)
+    if group.leads:
+        claim_folder(folder, resume=resume, overwrite=overwrite)
+    session, facts = _build(config, group)
+    if resume:
+        _resume(session, folder / "checkpoints", facts["fingerprint"])
+    else:
+        session.progress.fingerprint = facts["fingerprint"]
+    session.require_one_start()
+    if group.leads and not resume:
+        _clear(folder)
+    if group.leads:
+        write_whole(folder / "run.yaml", dump_config(config))
+    started = time.perf_counter()
+    resume_step = session.progress.step if resume else None
+    with (
+        Metrics(folder / "metrics.jsonl", resume_step) if group.leads else nullcontext() as metrics,
+        _stop_signals(group) as stop,
+    ):
+        if metrics and not resume:
+            metrics.write("start", {"step": 0, **facts})
+        stopped_by = _train(session, folder, facts, metrics, stop)
+    return session, stopped_by, time.perf_counter() - started
+
+
+def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]]:
     from mlx_lora.commands.rundata import load_run_tokenizer
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
     from mlx_lora.dataset.splits import load_splits, records_sha256
@@ -80,10 +108,12 @@ def _build(config: RunConfig) -> tuple["Session", dict[str, Any]]:
     train_set, valid_set = built["train"].examples, built["valid"].examples
     base = load_base(config.model, revision=config.revision, compute=config.compute)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
-    _print_header(config, base, injection, len(train_set), len(valid_set))
+    print_header(config, base, injection, len(train_set), len(valid_set))
     for note in built["train"].notes:
         talk.print(f"note: {note}", markup=False, soft_wrap=True)
-    session = build_session(config, base.model, train_set, valid_set)
+    if group.size > 1:
+        talk.print(f"{group.size} ranks of {config.train.batch_size} rows each", markup=False)
+    session = build_session(config, base.model, train_set, valid_set, group)
     with RowsBar("frozen layers") as bar:
         store = cache_folder() / "frozen"
         for done, total in prepare_engine(session, injection.first_layer, base.identity.weights_sha256, store):
@@ -92,7 +122,10 @@ def _build(config: RunConfig) -> tuple["Session", dict[str, Any]]:
         mark = "on " if report.active else "off"
         talk.print(f"  {mark} {report.name:<21} {report.line}", markup=False, soft_wrap=True)
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
-    return session, _facts(config, base, data)
+    facts = _facts(config, base, data)
+    if group.size > 1:
+        facts["fingerprint"]["ranks"] = group.size  # the rows of a step follow from it
+    return session, facts
 
 
 def _facts(config: RunConfig, base: "LoadedModel", data: dict[str, str]) -> dict[str, Any]:
@@ -116,11 +149,12 @@ def _facts(config: RunConfig, base: "LoadedModel", data: dict[str, str]) -> dict
 
 def _resume(session: "Session", checkpoints: Path, fingerprint: dict[str, Any]) -> None:
     from mlx_lora.training.checkpoint import load_newest_checkpoint
+    from mlx_lora.training.session import differences
 
     progress, parameters, state, passed_over = load_newest_checkpoint(checkpoints)
     for line in passed_over:
         talk.print(f"warning: {line}", markup=False, soft_wrap=True)
-    different = _differences(progress.fingerprint, fingerprint)
+    different = differences(progress.fingerprint, fingerprint)
     if different:
         raise TrainingError(
             "this run is not the one that was stopped:\n" + "\n".join(f"  {line}" for line in different),
@@ -128,15 +162,6 @@ def _resume(session: "Session", checkpoints: Path, fingerprint: dict[str, Any]) 
         )
     session.restore(progress, parameters, state)
     talk.print(f"resumed after step {progress.step} of {session.schedule.total_steps}", markup=False)
-
-
-def _differences(then: Any, now: Any, place: str = "") -> list[str]:
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = sorted({*then, *now})
-        return [
-            line for key in keys for line in _differences(then.get(key), now.get(key), f"{place}.{key}".lstrip("."))
-        ]
-    return [] if then == now else [f"{place}: was {then!r}, is {now!r}"]
 
 
 def _clear(folder: Path) -> None:
@@ -153,24 +178,37 @@ def _clear(folder: Path) -> None:
 
 def _train(session: "Session", folder: Path, facts: dict[str, Any], metrics: Any, stop: "_Stop") -> str:
     """The loop: steps, validations, checkpoints. Returns what ended it: "steps", "patience" or "signal"."""
-    train, schedule = session.config.train, session.schedule
+    from mlx_lora.training.distributed import RankLostError
+
+    train, schedule, group = session.config.train, session.schedule, session.group
     eval_every = schedule.steps_per_epoch if train.eval_every == "epoch" else train.eval_every
     save_every = schedule.steps_per_epoch if train.save_every == "epoch" else train.save_every
-    first_step = session.progress.step + 1
+    first_step, whole = session.progress.step + 1, session.progress.step
     with TrainScreen(first_step, schedule.total_steps) as screen:
-        if first_step == 1 and session.valid_set:
-            _validate(session, folder, facts, metrics, screen)
-        for report in session.steps():
-            metrics.write("step", dataclasses.asdict(report))
-            screen.step(report)
-            last = report.step == schedule.total_steps
-            if session.valid_set and (last or report.step % eval_every == 0):
+        try:
+            if first_step == 1 and session.valid_set:
                 _validate(session, folder, facts, metrics, screen)
-            ended_by = "steps" if last else "patience" if session.out_of_patience() else "signal" if stop.asked else ""
-            if ended_by or report.step % save_every == 0:
+            for report in session.steps():
+                if metrics:
+                    metrics.write("step", dataclasses.asdict(report))
+                screen.step(report)
+                last = report.step == schedule.total_steps
+                if session.valid_set and (last or report.step % eval_every == 0):
+                    _validate(session, folder, facts, metrics, screen)
+                whole = report.step  # validated: a checkpoint of it can be resumed from
+                asked = group.any(stop.asked)
+                ended_by = "steps" if last else "patience" if session.out_of_patience() else "signal" if asked else ""
+                if ended_by or report.step % save_every == 0:
+                    session.require_equal_weights()
+                    _save(session, folder, facts, metrics)
+                if ended_by:
+                    return ended_by
+        except RankLostError as lost:
+            stop.over = True
+            if metrics and 0 < whole == session.progress.step:
                 _save(session, folder, facts, metrics)
-            if ended_by:
-                return ended_by
+                lost.message += f"; step {whole} is saved"
+            raise
     return "steps"  # resumed after the last step
 
 
@@ -183,15 +221,18 @@ def _validate(session: "Session", folder: Path, facts: dict[str, Any], metrics: 
         session.progress.base_loss, best = loss, False
     else:
         best = session.note_validation(loss)
-    metrics.write("validation", {"step": step, "loss": loss, "best": best, "seconds": seconds})
+    if metrics:
+        metrics.write("validation", {"step": step, "loss": loss, "best": best, "seconds": seconds})
     screen.validation(step, loss, best, seconds)
-    if best:
+    if best and metrics:
         _save_adapter(session, folder, facts)
 
 
 def _save(session: "Session", folder: Path, facts: dict[str, Any], metrics: Any) -> None:
     from mlx_lora.training.checkpoint import save_checkpoint
 
+    if not metrics:
+        return
     if not session.valid_set:
         _save_adapter(session, folder, facts)
     metrics.sync()
@@ -216,72 +257,30 @@ def _save_adapter(session: "Session", folder: Path, facts: dict[str, Any]) -> No
 
 class _Stop:
     asked = False
+    over = False  # what comes now is mlx.launch, which ends the ranks that are left
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
+def _stop_signals(group: "Group") -> Iterator[_Stop]:
     """The first Ctrl-C or SIGTERM asks the loop to stop after this step; a second one stops at once."""
     stop = _Stop()
 
     def ask(number: int, frame: FrameType | None) -> None:
+        if stop.over:
+            return
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
-        talk.print("stopping after this step; once more to stop at once", markup=False)
+        if number != signal.SIGHUP:  # the terminal is gone
+            talk.print("stopping after this step; once more to stop at once", markup=False)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    # A rank that ssh started gets SIGHUP where the launcher got Ctrl-C.
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if group.size > 1 else [])]
+    before = {number: signal.signal(number, ask) for number in numbers}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _print_header(config: RunConfig, base: "LoadedModel", injection: Any, train_rows: int, valid_rows: int) -> None:
-    lora = config.lora
-    share = injection.trainable_parameters / injection.total_parameters
-    talk.print(f"[bold]{base.identity.name}[/]  {base.compute}")
-    talk.print(
-        f"{lora.method} rank {lora.rank}, effective scale {lora.scale:g}, {len(injection.modules)} modules, "
-        f"{injection.trainable_parameters / 1e6:.2f} M trainable parameters ({share:.2%})"
-    )
-    talk.print(f"{train_rows} training rows, {valid_rows} validation rows → {config.output_dir}", markup=False)
-
-
-def _summary(session: "Session", folder: Path, stopped_by: str, seconds: float) -> dict[str, Any]:
-    import mlx.core as mx
-
-    from mlx_lora.training.runfolder import ADAPTER_FILE
-
-    adapter = folder / ADAPTER_FILE
-    return {
-        "output_dir": str(folder),
-        "ended_by": stopped_by,
-        "steps": session.progress.step,
-        "total_steps": session.schedule.total_steps,
-        "base_validation_loss": session.progress.base_loss,
-        "best_validation_loss": session.progress.best_loss,
-        "best_step": session.progress.best_step,
-        "seconds": round(seconds, 1),
-        "peak_bytes": mx.get_peak_memory(),
-        "adapter_bytes": adapter.stat().st_size if adapter.exists() else 0,
-    }
-
-
-def _print_summary(summary: dict[str, Any], folder: Path, path: Path) -> None:
-    if summary["ended_by"] == "signal":
-        talk.print(f"stopped after step {summary['steps']}; go on with:", markup=False)
-        talk.print(f"  mlx-lora train {path} --resume", markup=False, soft_wrap=True)
-        return
-    if summary["ended_by"] == "patience":
-        talk.print("stopped early: the validation loss no longer falls", markup=False)
-    kept = f", kept step {summary['best_step']}" if summary["best_validation_loss"] is not None else ""
-    talk.print(
-        f"{summary['steps']} steps in {format_seconds(summary['seconds'])}{kept}; adapter "
-        f"{format_bytes(summary['adapter_bytes'])}, peak memory {format_bytes(summary['peak_bytes'])}",
-        markup=False,
-    )
-    base_loss, best_loss = summary["base_validation_loss"], summary["best_validation_loss"]
-    if base_loss is not None and best_loss is not None and best_loss >= base_loss:
-        talk.print(f"warning: the validation loss never fell below the base's {base_loss:.4f}", markup=False)
-    talk.print(f"next:\n  mlx-lora eval {folder} --base\n  mlx-lora chat {folder}", markup=False, soft_wrap=True)
+        stop.over = True
+        if group.size == 1:  # a rank keeps them, so that it can still say why it ends
+            for number, handler in before.items():
+                signal.signal(number, handler)

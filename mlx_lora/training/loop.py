@@ -15,6 +15,7 @@ from mlx_lora.config import OptimizerSettings, TrainSettings
 from mlx_lora.dataset.batches import Batch, collate, plan_epoch, plan_validation
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import TrainingError
+from mlx_lora.training.distributed import Group
 from mlx_lora.training.engine import Arrays, Engine
 from mlx_lora.training.frozen import FrozenStore
 from mlx_lora.training.optim import clipped, learning_rate_at
@@ -62,14 +63,18 @@ def _epoch_batches(lengths: tuple[int, ...], batch_size: int, seed: int, epoch: 
     return plan_epoch(lengths, batch_size, seed=seed, epoch=epoch)
 
 
-def build_schedule(lengths: Sequence[int], settings: TrainSettings) -> Schedule:
-    """The run's schedule; the last, smaller batch of an epoch and its last, smaller group of micro-batches are used."""
-    batches = math.ceil(len(lengths) / settings.batch_size)
+def build_schedule(lengths: Sequence[int], settings: TrainSettings, ranks: int = 1) -> Schedule:
+    """The run's schedule; the last, smaller batch of an epoch and its last, smaller group of micro-batches are used.
+
+    Each of the `ranks` takes `batch_size` rows, so a micro-batch has `batch_size` × `ranks`.
+    """
+    batch_size = settings.batch_size * ranks
+    batches = math.ceil(len(lengths) / batch_size)
     steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
     total = settings.steps if settings.steps is not None else (settings.epochs or 1) * steps_per_epoch
     return Schedule(
         tuple(lengths),
-        settings.batch_size,
+        batch_size,
         settings.gradient_accumulation_steps,
         settings.seed,
         steps_per_epoch,
@@ -101,6 +106,10 @@ class Stepper:
         self.trainable.assign(parameters)  # tracing leaves placeholders in the model
         return nats, gradients
 
+    def no_gradients(self) -> tuple[mx.array, Parameters]:
+        """What `gradients` would return for a micro-batch without rows."""
+        return mx.array(0.0), {name: mx.zeros_like(array) for name, array in self.trainable.arrays().items()}
+
     def update(self, gradients: Parameters, targets: int, learning_rate: float) -> mx.array:
         """Apply summed `gradients` divided by `targets`; return the gradient norm, not yet computed."""
         state = {name: value for name, value in self.optimizer.state.items() if name != "learning_rate"}
@@ -130,40 +139,58 @@ class Stepper:
         return parameters, state, norm
 
 
+@dataclass(frozen=True)
+class _Prepared:
+    """A step's rows on all ranks, and this rank's micro-batches of them: none where there are fewer rows than ranks."""
+
+    rows: list[int]
+    batches: list[Batch]
+    arrays: list[Arrays]
+
+
 def train_steps(
     stepper: Stepper, examples: Sequence[Example], schedule: Schedule, *, first_step: int = 1,
-    store: FrozenStore | None = None,
+    store: FrozenStore | None = None, group: Group | None = None,
 ) -> Iterator[StepReport]:  # fmt: skip
     """Yield a report after every optimizer update from `first_step` on; the model holds that step's parameters.
 
-    The next step's batch is prepared while the device computes this one; there is one synchronization a step.
-    Raises TrainingError at the first loss or gradient that is not finite, with the parameters of the step before.
+    The next step's batch is prepared while the device computes this one; there is one synchronization a step, and one
+    more where a `group` of ranks sums its gradients. The report's figures are those of all ranks.
+    Raises TrainingError at the first loss or gradient that is not finite, and when a rank is lost, with the parameters
+    of the step before.
     """
-    prepared = _prepare(stepper.engine, examples, schedule, first_step, store)
+    group = group or Group()
+    prepared = _prepare(stepper.engine, examples, schedule, first_step, store, group)
     for step in range(first_step, schedule.total_steps + 1):
         started = time.perf_counter()
-        batches, arrays = prepared
-        targets = sum(batch.targets_count for batch in batches)
+        group.place = f"step {step}"
+        rows, batches, arrays = prepared.rows, prepared.batches, prepared.arrays
+        targets = _targets(examples, rows)
+        tokens = sum(len(examples[row].tokens) - 1 for row in rows)
+        places = float(sum(batch.inputs.size for batch in batches))
         learning_rate = learning_rate_at(step, schedule.total_steps, stepper.settings)
         before = stepper.trainable.arrays()
-        mx.random.seed(
-            schedule.seed * 1_000_003 + step
-        )  # dropout depends on the step alone: a resumed run draws the same
-        nats, gradients = stepper.gradients(arrays[0])
+        # Dropout depends on step and rank alone: a resumed run draws the same.
+        mx.random.seed((group.rank << 53) + schedule.seed * 1_000_003 + step)
+        nats, gradients = stepper.gradients(arrays[0]) if arrays else stepper.no_gradients()
         for more in arrays[1:]:
             more_nats, more_gradients = stepper.gradients(more)
             nats = nats + more_nats
             gradients = {name: gradient + more_gradients[name] for name, gradient in gradients.items()}
+        if group.size > 1:
+            mx.async_eval(nats, gradients)
+            prepared = _prepare(stepper.engine, examples, schedule, step + 1, store, group)
+            sums = group.sum_arrays({**gradients, "nats": nats, "places": mx.array(places)})
+            nats, places = sums.pop("nats"), _number(sums.pop("places"))
+            gradients = sums
         norm = stepper.update(gradients, targets, learning_rate)
         mx.async_eval(nats, norm, stepper.trainable.arrays(), stepper.optimizer.state)
-        if step < schedule.total_steps:
-            prepared = _prepare(stepper.engine, examples, schedule, step + 1, store)
+        if group.size == 1:
+            prepared = _prepare(stepper.engine, examples, schedule, step + 1, store, group)
         loss, gradient_norm = _number(nats) / targets, _number(norm)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             stepper.trainable.assign(before)
-            raise _not_finite(
-                step, loss, gradient_norm, learning_rate, [examples[row] for b in batches for row in b.rows]
-            )
+            raise _not_finite(step, loss, gradient_norm, learning_rate, [examples[row] for row in rows])
         yield StepReport(
             step=step,
             epoch=step / schedule.steps_per_epoch,
@@ -171,8 +198,8 @@ def train_steps(
             gradient_norm=gradient_norm,
             learning_rate=learning_rate,
             targets=targets,
-            tokens=sum(batch.tokens for batch in batches),
-            padding_share=1 - sum(batch.tokens for batch in batches) / sum(batch.inputs.size for batch in batches),
+            tokens=tokens,
+            padding_share=1 - tokens / places,
             seconds=time.perf_counter() - started,
             peak_bytes=mx.get_peak_memory(),
         )
@@ -182,11 +209,21 @@ def _number(scalar: mx.array) -> float:
     return float(np.array(scalar))
 
 
+def _targets(examples: Sequence[Example], rows: Sequence[int]) -> int:
+    """Trained targets of `rows`: known to every rank without asking the others."""
+    return sum(int(np.count_nonzero(examples[row].loss_mask[1:])) for row in rows)
+
+
 def _prepare(
-    engine: Engine, examples: Sequence[Example], schedule: Schedule, step: int, store: FrozenStore | None
-) -> tuple[list[Batch], list[Arrays]]:
-    batches = [collate(examples, rows) for rows in schedule.micro_batches(step)]
-    return batches, [engine.arrays(batch, store) for batch in batches]
+    engine: Engine, examples: Sequence[Example], schedule: Schedule, step: int, store: FrozenStore | None, group: Group
+) -> _Prepared:
+    if step > schedule.total_steps:
+        return _Prepared([], [], [])
+    micro_batches = schedule.micro_batches(step)
+    shares = [group.share(rows) for rows in micro_batches]
+    batches = [collate(examples, rows) for rows in shares if rows]
+    rows = [row for rows in micro_batches for row in rows]
+    return _Prepared(rows, batches, [engine.arrays(batch, store) for batch in batches])
 
 
 def _not_finite(step: int, loss: float, norm: float, learning_rate: float, rows: Sequence[Example]) -> TrainingError:
@@ -198,11 +235,18 @@ def _not_finite(step: int, loss: float, norm: float, learning_rate: float, rows:
     )
 
 
-def mean_nats(engine: Engine, examples: Sequence[Example], batch_size: int, store: FrozenStore | None = None) -> float:
-    """Mean loss a trained token over all of `examples`, in nats: every row once, weighted by its tokens."""
-    nats, targets = 0.0, 0
-    for rows in plan_validation([len(example.tokens) - 1 for example in examples], batch_size):
-        batch = collate(examples, rows)
-        nats += _number(engine.nats(engine.arrays(batch, store)))
-        targets += batch.targets_count
-    return nats / targets
+def mean_nats(
+    engine: Engine, examples: Sequence[Example], batch_size: int, store: FrozenStore | None = None,
+    group: Group | None = None,
+) -> float:  # fmt: skip
+    """Mean loss a trained token over all of `examples`, in nats: every row once, weighted by its tokens.
+
+    With a `group` each rank computes its share of the rows and all get the same mean. Raises: RankLostError.
+    """
+    group = group or Group()
+    nats = 0.0
+    for rows in plan_validation([len(example.tokens) - 1 for example in examples], batch_size * group.size):
+        share = group.share(rows)
+        if share:
+            nats += _number(engine.nats(engine.arrays(collate(examples, share), store)))
+    return group.sum_number(nats) / _targets(examples, range(len(examples)))

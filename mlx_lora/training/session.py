@@ -1,7 +1,8 @@
 """A run put together: model with adapters, engine, schedule and progress. Knows nothing of screens or commands."""
 
+import json
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.checkpoint import Progress
+from mlx_lora.training.distributed import Group
 from mlx_lora.training.engine import Engine
 from mlx_lora.training.frozen import (
     FrozenStore,
@@ -50,11 +52,13 @@ class Session:
     reports: list[PartReport]
     store: FrozenStore | None = None
     valid_store: FrozenStore | None = None
+    group: Group = field(default_factory=Group)
 
     def steps(self) -> Iterator[StepReport]:
         """Train from the step after `progress.step`; one report a step, with `progress.step` moved on."""
+        first_step = self.progress.step + 1
         for report in train_steps(
-            self.stepper, self.train_set, self.schedule, first_step=self.progress.step + 1, store=self.store
+            self.stepper, self.train_set, self.schedule, first_step=first_step, store=self.store, group=self.group
         ):
             self.progress.step = report.step
             yield report
@@ -63,7 +67,8 @@ class Session:
         """Mean nats a trained token over the whole validation set, with dropout off."""
         self.model.eval()
         try:
-            return mean_nats(self.stepper.engine, self.valid_set, self.config.train.batch_size, self.valid_store)
+            batch_size = self.config.train.batch_size
+            return mean_nats(self.stepper.engine, self.valid_set, batch_size, self.valid_store, self.group)
         finally:
             self.model.train()
 
@@ -93,10 +98,28 @@ class Session:
         stepper.optimizer.state = optimizer_state
         self.progress = progress
 
+    def require_one_start(self) -> None:
+        """Refuse to begin unless every rank has the same base, rows, settings, step and weights."""
+        progress = json.dumps(asdict(self.progress), sort_keys=True)
+        if not self.group.same(progress, self.stepper.trainable.arrays(), patient=True):
+            raise TrainingError(
+                "the ranks do not begin alike: base, data, settings or checkpoint differ between them",
+                "give every host the same run file, data and output_dir",
+            )
+
+    def require_equal_weights(self) -> None:
+        """Refuse to go on when the ranks' weights are no longer the same, to the bit."""
+        if not self.group.same(str(self.progress.step), self.stepper.trainable.arrays()):
+            raise TrainingError(
+                f"the ranks' weights differ after step {self.progress.step}: nothing of this step is kept",
+                "this should not happen: please report it; --resume goes back to the last checkpoint",
+            )
+
 
 def build_session(
-    config: RunConfig, model: nn.Module, train_set: Sequence[Example], valid_set: Sequence[Example]
-) -> Session:
+    config: RunConfig, model: nn.Module, train_set: Sequence[Example], valid_set: Sequence[Example],
+    group: Group | None = None,
+) -> Session:  # fmt: skip
     """Put a run together; `model` has its adapters. Raises: TrainingError when there is nothing to train on."""
     if not train_set:
         raise TrainingError("there are no training rows", "see `mlx-lora check`")
@@ -107,8 +130,9 @@ def build_session(
     stepper = Stepper(engine, trainable, build_optimizer(config.optimizer), config.optimizer, compiled=compiled)
     if compiled:
         reports.append(PartReport("compiled_step", True, "loss, gradients and update as two compiled functions"))
-    schedule = build_schedule([len(example.tokens) - 1 for example in train_set], config.train)
-    return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports)
+    group = group or Group()
+    schedule = build_schedule([len(example.tokens) - 1 for example in train_set], config.train, group.size)
+    return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports, group=group)
 
 
 def prepare_engine(session: Session, first_layer: int, base: str, folder: Path) -> Iterator[tuple[int, int]]:
@@ -193,6 +217,14 @@ def _compare(session: Session, expected: tuple[mx.array, dict[str, mx.array]], r
     )
     line = f"loss or gradients are {difference:.1e} from the plain forward's (limit {limit:.0e}): plain forward used"
     return PartReport("checked", False, line)
+
+
+def differences(then: Any, now: Any, place: str = "") -> list[str]:
+    """A line for each value that is not the same in two nested mappings."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        keys = sorted({*then, *now})
+        return [line for key in keys for line in differences(then.get(key), now.get(key), f"{place}.{key}".lstrip("."))]
+    return [] if then == now else [f"{place}: was {then!r}, is {now!r}"]
 
 
 def _shapes(arrays: Any) -> Any:

@@ -1,0 +1,65 @@
+"""What `mlx-lora train` says before the first step and after the last one. Changes nothing."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_lora.config import RunConfig
+from mlx_lora.console import talk
+from mlx_lora.screen import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from mlx_lora.model.load import LoadedModel
+    from mlx_lora.training.session import Session
+
+
+def print_header(config: RunConfig, base: "LoadedModel", injection: Any, train_rows: int, valid_rows: int) -> None:
+    """What is trained, before the first step."""
+    lora = config.lora
+    share = injection.trainable_parameters / injection.total_parameters
+    talk.print(f"[bold]{base.identity.name}[/]  {base.compute}")
+    talk.print(
+        f"{lora.method} rank {lora.rank}, effective scale {lora.scale:g}, {len(injection.modules)} modules, "
+        f"{injection.trainable_parameters / 1e6:.2f} M trainable parameters ({share:.2%})"
+    )
+    talk.print(f"{train_rows} training rows, {valid_rows} validation rows → {config.output_dir}", markup=False)
+
+
+def build_summary(session: "Session", folder: Path, stopped_by: str, seconds: float) -> dict[str, Any]:
+    """How the run went: the object that --json prints."""
+    import mlx.core as mx
+
+    from mlx_lora.training.runfolder import ADAPTER_FILE
+
+    adapter = folder / ADAPTER_FILE
+    return {
+        "output_dir": str(folder),
+        "ended_by": stopped_by,
+        "steps": session.progress.step,
+        "total_steps": session.schedule.total_steps,
+        "base_validation_loss": session.progress.base_loss,
+        "best_validation_loss": session.progress.best_loss,
+        "best_step": session.progress.best_step,
+        "seconds": round(seconds, 1),
+        "peak_bytes": mx.get_peak_memory(),
+        "adapter_bytes": adapter.stat().st_size if adapter.exists() else 0,
+    }
+
+
+def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) -> None:
+    """How the run went, and what to do next."""
+    if summary["ended_by"] == "signal":
+        talk.print(f"stopped after step {summary['steps']}; go on with:", markup=False)
+        talk.print(f"  {resume_command}", markup=False, soft_wrap=True)
+        return
+    if summary["ended_by"] == "patience":
+        talk.print("stopped early: the validation loss no longer falls", markup=False)
+    kept = f", kept step {summary['best_step']}" if summary["best_validation_loss"] is not None else ""
+    talk.print(
+        f"{summary['steps']} steps in {format_seconds(summary['seconds'])}{kept}; adapter "
+        f"{format_bytes(summary['adapter_bytes'])}, peak memory {format_bytes(summary['peak_bytes'])}",
+        markup=False,
+    )
+    base_loss, best_loss = summary["base_validation_loss"], summary["best_validation_loss"]
+    if base_loss is not None and best_loss is not None and best_loss >= base_loss:
+        talk.print(f"warning: the validation loss never fell below the base's {base_loss:.4f}", markup=False)
+    talk.print(f"next:\n  mlx-lora eval {folder} --base\n  mlx-lora chat {folder}", markup=False, soft_wrap=True)

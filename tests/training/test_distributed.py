@@ -1,0 +1,279 @@
+"""Two ranks on loopback, started by MLX's own launcher: they equal one rank, end together, and never hang."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+import yaml
+
+from mlx_lora.commands.train import run_train
+from mlx_lora.errors import TrainingError
+from mlx_lora.training import distributed
+from mlx_lora.training.distributed import Group, join_group
+from tests.tiny import save_tiny_folder
+
+BIN = Path(sys.prefix) / "bin"
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 60  # a run takes three or four; a machine under load more
+# Runs `mlx-lora train` and sends this process a signal, or raises, when it has made a step: for one rank of two.
+WORKER = """
+import os, sys
+rank, step, action, *arguments = sys.argv[1:]
+import mlx_lora.commands.train
+from mlx_lora.training.session import Session
+steps = Session.steps
+def interrupted(session):
+    for report in steps(session):
+        if os.environ["MLX_RANK"] == rank and report.step == int(step):
+            if action == "raise":
+                raise OSError("this rank's disk is gone")
+            os.kill(os.getpid(), int(action))
+        yield report
+Session.steps = interrupted
+sys.argv = ["mlx-lora", "train", *arguments]
+from mlx_lora.__main__ import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_tiny_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def run_file(base, tmp_path):
+    """Write a run file over five rows: with two ranks of two rows the second batch of an epoch has one row."""
+
+    def write(name, batch_size, **train):
+        rows = [{"question": f"What is number {n}?", "answer": "x" * (n % 3 + 1)} for n in range(8)]
+        (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows[:5]))
+        (tmp_path / "valid.jsonl").write_text("\n".join(json.dumps(row) for row in rows[5:]))
+        settings = {
+            "model": str(base),
+            "data": {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl")},
+            "lora": {"rank": 2, "alpha": 4, "layers": 2},
+            "train": {"epochs": 3, "batch_size": batch_size, "save_every": 2, **train},
+            "optimizer": {"learning_rate": 2e-3},
+            "output_dir": str(tmp_path / name),
+        }
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    return write
+
+
+def free_ports() -> int:
+    """The first of two neighbouring ports that nobody listens on."""
+    while True:
+        with socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", 0))
+            try:
+                other.bind(("127.0.0.1", one.getsockname()[1] + 1))
+            except OSError:
+                continue
+            return one.getsockname()[1]
+
+
+def start(*command, ranks=2):
+    """Start `command` on two ranks by mlx.launch, in a process group of their own."""
+    launcher = [BIN / "mlx.launch", "-n", str(ranks), "--backend", "ring", "--starting-port", str(free_ports()), "--"]
+    # Standard input stays open: at its end the launcher would spin.
+    return subprocess.Popen(
+        [*map(str, launcher), *map(str, command)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process):
+    """Wait for the launcher; return its stdout and stderr. A hang fails the test and leaves no process behind."""
+    try:
+        process.wait(SECONDS)  # its stdin has to stay open until then
+        return process.stdout.read(), process.stderr.read()
+    finally:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
+
+
+def launch(*command):
+    return finish(start(*command))
+
+
+def train_with(rank, step, action, path):
+    """Train on two ranks; `rank` is sent the signal `action`, or raises, after `step`."""
+    return launch(sys.executable, "-c", WORKER, rank, step, action, path)
+
+
+def events(folder, kind):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]
+
+
+def assert_same_run(folder, expected):
+    """The same adapter, and the same figures of every step and validation, to float32 rounding."""
+    one, other = (mx.load(str(path / "adapters.safetensors")) for path in (folder, expected))
+    assert one.keys() == other.keys()
+    for name, array in one.items():
+        assert mx.allclose(array, other[name], rtol=1e-5, atol=1e-5).item(), name
+    for kind, figures in (("step", ("loss", "gradient_norm", "epoch", "targets", "tokens")), ("validation", ("loss",))):
+        found, wanted = events(folder, kind), events(expected, kind)
+        assert [event["step"] for event in found] == [event["step"] for event in wanted]
+        for figure in figures:
+            assert [event[figure] for event in found] == pytest.approx([event[figure] for event in wanted], rel=1e-4)
+
+
+def test_two_ranks_equal_one_rank_with_the_double_batch(run_file, tmp_path):
+    assert run_train(run_file("one", 4)) == 0
+    stdout, stderr = launch(BIN / "mlx-lora", "train", run_file("two", 2), "--json")
+    assert json.loads(stdout)["ended_by"] == "steps", stderr  # one object: the other rank is silent
+    assert "2 ranks of 2 rows each" in stderr
+    assert stderr.count("6 steps in") == 1
+    assert "error" not in stderr
+    assert "was closed by the peer" not in stderr
+    assert [event["step"] for event in events(tmp_path / "two", "step")] == [1, 2, 3, 4, 5, 6]
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"one", "two"}
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {path.name for path in (tmp_path / "one").iterdir()}
+
+
+def test_accumulated_micro_batches_are_split_as_well(run_file, tmp_path):
+    settings = {"gradient_accumulation_steps": 2, "epochs": 2, "engine": "plain"}
+    assert run_train(run_file("one", 2, **settings)) == 0  # batches of 2, 2 and 1 rows: the last step has a single row
+    _, stderr = launch(BIN / "mlx-lora", "train", run_file("two", 1, **settings))
+    assert "error" not in stderr
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+def test_a_signal_to_one_rank_ends_all_with_a_checkpoint_and_resume_completes(run_file, tmp_path):
+    assert run_train(run_file("one", 4)) == 0
+    path = run_file("two", 2)
+    _, stderr = train_with(1, 3, signal.SIGTERM.value, path)
+    assert "stopped after step 3; go on with:\n  mlx.launch … -- mlx-lora train" in stderr
+    assert "Node with rank 0 exited with code 130" in stderr
+    assert "error" not in stderr
+    assert [event["step"] for event in events(tmp_path / "two", "step")] == [1, 2, 3]
+    _, stderr = launch(BIN / "mlx-lora", "train", path, "--resume")
+    assert "resumed after step 3 of 6" in stderr
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+def test_ctrl_c_ends_all_ranks_with_a_checkpoint(run_file, tmp_path):
+    process = start(BIN / "mlx-lora", "train", run_file("two", 2, epochs=100_000, save_every=1000, eval_every=1000))
+    metrics, deadline = tmp_path / "two" / "metrics.jsonl", time.monotonic() + SECONDS
+    while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: launcher and ranks
+    finish(process)
+    (saved,) = (tmp_path / "two" / "checkpoints").iterdir()
+    assert int(saved.name) == events(tmp_path / "two", "step")[-1]["step"]
+
+
+@pytest.mark.parametrize(("rank", "action"), [(1, signal.SIGKILL.value), (1, "raise"), (0, signal.SIGKILL.value)])
+def test_a_lost_rank_ends_the_run_with_a_message_and_resume_completes(run_file, tmp_path, rank, action):
+    path = run_file("two", 2)
+    _, stderr = train_with(rank, 3, action, path)
+    assert "another rank ended or cannot be reached ([ring] connection to a peer was lost)" in stderr
+    assert "start all ranks again with --resume" in stderr
+    if action == "raise":
+        assert "this rank's disk is gone" in stderr
+    if rank == 1:
+        assert "error: step 3: another rank ended" in stderr
+        assert "step 3 is saved" in stderr or "step 2 is saved" in stderr
+        assert "Node with rank 0 exited with code 1" in stderr
+    else:
+        assert "error: rank 1: step " in stderr  # rank 0 cannot save any more; step 2 is on disk
+    _, stderr = launch(BIN / "mlx-lora", "train", path, "--resume")
+    assert "resumed after step" in stderr
+    assert run_train(run_file("one", 4)) == 0
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+def test_ranks_that_begin_with_other_rows_are_refused(run_file, tmp_path):
+    path = run_file("two", 2)
+    script = (
+        "import os, sys; from mlx_lora.__main__ import main; "
+        "sys.argv = ['mlx-lora', 'train', sys.argv[1], '--set', 'train.seed=' + os.environ['MLX_RANK']]; main()"
+    )
+    _, stderr = launch(sys.executable, "-c", script, path)
+    assert "error: the ranks do not begin alike" in stderr
+    assert not (tmp_path / "two" / "metrics.jsonl").exists()
+
+
+def test_a_rank_that_waits_too_long_says_where_and_ends(tmp_path):
+    port = free_ports()
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"], [f"127.0.0.1:{port + 1}"]]))
+    script = (
+        "import time; from mlx_lora.training.distributed import join_group\n"
+        "group = join_group(); group.place = 'step 17'\n"
+        "if group.rank == 1: time.sleep(600)\n"
+        "group.any(False)"
+    )
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank), "MLX_LORA_RANK_TIMEOUT": "0.5"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        _, stderr = ranks[0].communicate(timeout=SECONDS)
+    finally:
+        for rank in ranks:
+            rank.kill()
+        ranks[1].communicate()
+    assert ranks[0].returncode == 1
+    assert "error: step 17: rank 0 has waited 0.5 s for the other ranks" in stderr
+    assert "start all ranks again with --resume" in stderr
+
+
+def test_one_rank_by_the_launcher_trains_alone(run_file, tmp_path):
+    assert run_train(run_file("one", 4)) == 0
+    process = start(BIN / "mlx-lora", "train", run_file("single", 4), ranks=1)
+    _, stderr = finish(process)
+    assert "6 steps in" in stderr
+    one, single = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("one", "single"))
+    assert one == single
+
+
+def test_a_process_by_itself_never_starts_communication(monkeypatch):
+    for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(distributed.mx.distributed, "init", None)
+    monkeypatch.setattr(distributed.mx.distributed, "all_sum", None)
+    group = join_group()
+    assert (group.rank, group.size, group.leads) == (0, 1, True)
+    assert group.any(True) is True
+    assert group.any(False) is False
+    assert group.sum_number(2.5) == 2.5
+    assert group.share((4, 5, 6)) == (4, 5, 6)
+    array = mx.array([1.0])
+    assert group.sum_arrays({"a": array})["a"] is array
+
+
+def test_a_rank_without_its_group_is_refused(monkeypatch):
+    monkeypatch.setenv("MLX_RANK", "1")
+    monkeypatch.delenv("MLX_HOSTFILE", raising=False)
+    with pytest.raises(TrainingError, match="started as rank 1, but MLX finds no other rank"):
+        join_group()
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_the_shares_of_all_ranks_are_the_batch(size):
+    rows = (7, 3, 9, 1)
+    shares = [Group(rank=rank, size=size).share(rows) for rank in range(size)]
+    assert sorted(row for share in shares for row in share) == sorted(rows)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
