@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -116,7 +117,8 @@ def join_group() -> Group:
     Waits until all ranks are there. Raises: TrainingError when they cannot be reached.
     """
     launched = next((os.environ[name] for name in _RANK_VARIABLES if os.environ.get(name)), None)
-    if launched is None:
+    hostfile = os.environ.get("MLX_HOSTFILE")
+    if launched is None or (hostfile and not Path(hostfile).read_text().strip()):  # `mlx.launch -n 1` names no hosts
         return Group()
     timeout = os.environ.get("MLX_LORA_RANK_TIMEOUT", str(TIMEOUT_SECONDS))
     try:
