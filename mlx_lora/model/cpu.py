@@ -17,7 +17,7 @@ def use_fast_activations(model: nn.Module) -> None:
     """
     family = sys.modules[type(model).__module__]
     if hasattr(family, "swiglu"):
-        family.swiglu = swiglu
+        vars(family)["swiglu"] = swiglu
 
 
 def _swiglu(gate: mx.array, x: mx.array) -> mx.array:

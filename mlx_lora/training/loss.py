@@ -9,8 +9,8 @@ import mlx.core as mx
 def summed_nats(logits: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
     """Sum over tokens of weight · (logsumexp(logits) − logits[target]), in nats, float32; differentiable in `logits`.
 
-    logits: (..., V); targets: (...) int; weights: (...) float32. The gradient weight · (softmax(logits) − one-hot) comes
-    from the same exponentials as the loss: one an element, where logsumexp and its derivative take two.
+    logits: (..., V); targets: (...) int; weights: (...) float32. The gradient weight · (softmax(logits) − one-hot)
+    comes from the same exponentials as the loss: one an element, where logsumexp and its derivative take two.
     """
     kept, wanted, shares = logits.dtype, targets[..., None], weights[..., None]
 

@@ -48,6 +48,9 @@ from mlx_lora.__main__ import main
 main()
 """
 
+# The survivor is in the last exchange of the step or in the next step's first.
+LOST = r"error: step [34]: another rank ended or cannot be reached \(.*lost\){saved}\n"
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
@@ -112,13 +115,29 @@ def finish(process):
             pipe.close()
 
 
-def launch(*command):
-    return finish(start(*command))
+def pair(tmp_path, *command, **environment):
+    """Run `command` on two ranks without the launcher, which takes a core for itself; (exit code, stderr) of each."""
+    port = free_ports()
+    hosts = tmp_path / "hosts.json"
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"], [f"127.0.0.1:{port + 1}"]]))
+    ranks = [
+        subprocess.Popen(
+            [*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=ROOT,
+            env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank), **environment},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        return [(rank.wait(SECONDS), rank.stderr.read()) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
 
 
-def train_with(rank, step, action, path):
-    """Train on two ranks; `rank` is sent the signal `action`, or raises, after `step`."""
-    return launch(sys.executable, "-c", WORKER, rank, step, action, path)
+def worker(rank, step, action, path):
+    """The command that trains on two ranks; `rank` gets the signal `action`, or raises, after `step`."""
+    return sys.executable, "-c", WORKER, rank, step, action, path
 
 
 def events(folder, kind):
@@ -141,7 +160,7 @@ def assert_same_run(folder, expected):
 
 def test_two_ranks_equal_one_rank_with_the_double_batch(run_file, tmp_path):
     assert run_train(run_file("one", 4, engine="auto")) == 0
-    stdout, stderr = launch(BIN / "mlx-lora", "train", run_file("two", 2, engine="auto"), "--json")
+    stdout, stderr = finish(start(BIN / "mlx-lora", "train", run_file("two", 2, engine="auto"), "--json"))
     assert json.loads(stdout)["ended_by"] == "steps", stderr  # one object: the other rank is silent
     assert "2 ranks of 2 rows each" in stderr
     assert stderr.count("6 steps in") == 1
@@ -156,85 +175,62 @@ def test_two_ranks_equal_one_rank_with_the_double_batch(run_file, tmp_path):
 def test_accumulated_micro_batches_are_split_as_well(run_file, tmp_path):
     settings = {"gradient_accumulation_steps": 2, "epochs": 2}
     assert run_train(run_file("one", 2, **settings)) == 0  # batches of 2, 2 and 1 rows: the last step has a single row
-    _, stderr = launch(BIN / "mlx-lora", "train", run_file("two", 1, **settings))
-    assert "error" not in stderr
+    ranks = pair(tmp_path, BIN / "mlx-lora", "train", run_file("two", 1, **settings))
+    assert [code for code, _ in ranks] == [0, 0]
+    assert ranks[1][1] == ""
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
 def test_a_signal_to_one_rank_ends_all_with_a_checkpoint_and_resume_completes(run_file, tmp_path):
     assert run_train(run_file("one", 4)) == 0
     path = run_file("two", 2)
-    _, stderr = train_with(1, 3, signal.SIGTERM.value, path)
+    (code, stderr), (other_code, other_stderr) = pair(tmp_path, *worker("1", "3", str(signal.SIGTERM.value), path))
+    assert (code, other_code, other_stderr) == (130, 0, "")
     assert "stopped after step 3; go on with:\n  mlx.launch … -- mlx-lora train" in stderr
-    assert "Node with rank 0 exited with code 130" in stderr
-    assert "error" not in stderr
     assert [event["step"] for event in events(tmp_path / "two", "step")] == [1, 2, 3]
-    _, stderr = launch(BIN / "mlx-lora", "train", path, "--resume")
+    (code, stderr), _ = pair(tmp_path, BIN / "mlx-lora", "train", path, "--resume")
+    assert code == 0
     assert "resumed after step 3 of 6" in stderr
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
-def test_ctrl_c_ends_all_ranks_with_a_checkpoint(run_file, tmp_path):
+def test_ctrl_c_ends_launcher_and_ranks_with_a_checkpoint(run_file, tmp_path):
     process = start(BIN / "mlx-lora", "train", run_file("two", 2, epochs=100_000, save_every=1000, eval_every=1000))
     metrics, deadline = tmp_path / "two" / "metrics.jsonl", time.monotonic() + SECONDS
     while time.monotonic() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: launcher and ranks
     finish(process)
-    (saved,) = (tmp_path / "two" / "checkpoints").iterdir()
-    assert int(saved.name) == events(tmp_path / "two", "step")[-1]["step"]
+    progress, *_ = load_newest_checkpoint(tmp_path / "two" / "checkpoints")
+    assert progress.step == events(tmp_path / "two", "step")[-1]["step"]
 
 
-def test_a_killed_rank_ends_the_run_with_a_saved_step_and_resume_completes(run_file, tmp_path):
-    path = run_file("two", 2)
-    _, stderr = train_with(1, 3, signal.SIGKILL.value, path)
-    # Rank 0 is in step 3's last exchange or in step 4's first.
-    assert re.search(r"error: step [34]: another rank ended or cannot be reached \(.*lost\); step 3 is saved\n", stderr)
-    assert "start all ranks again with --resume" in stderr
-    # 1, or SIGTERM where the launcher came while Python was ending; never 0, and never later.
+def test_a_killed_rank_ends_the_launcher_with_a_message(run_file, tmp_path):
+    _, stderr = finish(start(*worker("1", "3", str(signal.SIGKILL.value), run_file("two", 2))))
+    assert re.search(LOST.format(saved="; step 3 is saved"), stderr)
+    # 1, or SIGTERM where the launcher came while Python was ending. (mlx.launch itself ends with 0, whatever happens.)
     assert re.search(r"Node with rank 0 (exited with code (1|-15)|was killed)", stderr)
-    _, stderr = launch(BIN / "mlx-lora", "train", path, "--resume")
-    assert "resumed after step 3 of 6" in stderr
-    assert run_train(run_file("one", 4)) == 0
-    assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
-def test_a_rank_that_fails_ends_the_others(run_file):
-    _, stderr = train_with(1, 3, "raise", run_file("two", 2))
-    assert "OSError: this rank's disk is gone" in stderr
-    assert "another rank ended or cannot be reached" in stderr
-    assert "; step 3 is saved" in stderr
+def test_a_failing_rank_ends_the_others_with_a_saved_step(run_file, tmp_path):
+    (code, stderr), (other_code, other_stderr) = pair(tmp_path, *worker("1", "3", "raise", run_file("two", 2)))
+    assert (code, other_code) == (1, 1)
+    assert "OSError: this rank's disk is gone" in other_stderr
+    assert re.search(LOST.format(saved="; step 3 is saved"), stderr)
+    assert "start all ranks again with --resume" in stderr
+    progress, *_ = load_newest_checkpoint(tmp_path / "two" / "checkpoints")
+    assert (progress.step, progress.best_step) == (3, 2)
 
 
 def test_without_the_rank_that_writes_the_last_checkpoint_stays(run_file, tmp_path):
-    _, stderr = train_with(0, 3, signal.SIGKILL.value, run_file("two", 2))
-    assert re.search(r"error: rank 1: step [34]: another rank ended or cannot be reached", stderr)
+    (code, _), (other_code, stderr) = pair(tmp_path, *worker("0", "3", str(signal.SIGKILL.value), run_file("two", 2)))
+    assert (code, other_code) == (-signal.SIGKILL, 1)
+    assert re.search("error: rank 1: " + LOST.format(saved="").removeprefix("error: "), stderr)
     progress, *_, passed_over = load_newest_checkpoint(tmp_path / "two" / "checkpoints")
     assert (progress.step, passed_over) == (2, [])
 
 
-def pair(tmp_path, script, **environment):
-    """Run `script` with a `group` of two ranks, without the launcher; return exit code and stderr of rank 0."""
-    port = free_ports()
-    hosts = tmp_path / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"], [f"127.0.0.1:{port + 1}"]]))
-    begin = (
-        "import mlx_lora, mlx.core as mx; from mlx_lora.training.distributed import join_group; group = join_group()\n"
-    )
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", begin + script], stderr=subprocess.PIPE, text=True, cwd=ROOT,
-            env={**os.environ, "MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank), **environment},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        _, stderr = ranks[0].communicate(timeout=SECONDS)
-    finally:
-        for rank in ranks:
-            rank.kill()
-        ranks[1].communicate()
-    return ranks[0].returncode, stderr
+GROUP = "import mlx_lora, mlx.core as mx; from mlx_lora.training.distributed import join_group; group = join_group()\n"
 
 
 def test_sums_and_comparisons_of_two_ranks(tmp_path):
@@ -250,7 +246,7 @@ assert group.same("step 3", {"a": mx.ones((2,), mx.bfloat16), "b": mx.array(2)},
 assert not group.same("step 3", {"a": mx.array([1.0, 0.0 if group.rank else -0.0])})  # to the bit
 assert not group.same(f"step {group.rank}", {})
 """
-    assert pair(tmp_path, script) == (0, "")
+    assert pair(tmp_path, sys.executable, "-c", GROUP + script) == [(0, ""), (0, "")]
 
 
 def test_a_rank_that_waits_too_long_says_where_and_ends(tmp_path):
@@ -258,10 +254,10 @@ def test_a_rank_that_waits_too_long_says_where_and_ends(tmp_path):
 import time
 group.place = "step 17"
 if group.rank == 1:
-    time.sleep(600)
+    time.sleep(3)
 group.any(False)
 """
-    code, stderr = pair(tmp_path, script, MLX_LORA_RANK_TIMEOUT="0.5")
+    (code, stderr), _ = pair(tmp_path, sys.executable, "-c", GROUP + script, MLX_LORA_RANK_TIMEOUT="0.5")
     assert code == 1
     assert "error: step 17: rank 0 has waited 0.5 s for the other ranks" in stderr
     assert "start all ranks again with --resume" in stderr
