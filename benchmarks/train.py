@@ -136,11 +136,11 @@ def _ours(name: str, engine: str) -> dict[str, Any]:
         mx.reset_peak_memory()
         reports = [report for report, _ in zip(session.steps(), range(WARMUP_STEPS + work.steps), strict=False)]
     timed = reports[WARMUP_STEPS:]
-    seconds = statistics.median(report.seconds for report in timed)
+    seconds = _seconds_a_step(work.rows, [report.seconds for report in timed])
     return {
         **_side(seconds, work.batch_size, [report.targets / report.seconds for report in timed]),
         "seconds_before_first_step": before_first_step,
-        "matmul_share": 0.0,
+        "matmul_share": _flops(session, [report.step for report in timed]) / (seconds * len(timed)) / _matmul_rate(),
         "engine": [f"{report.name}: {report.line}" for report in session.reports],
         "tokens_a_row": statistics.mean(len(example.tokens) for example in examples),
         "loss": timed[-1].loss,
@@ -182,13 +182,59 @@ def _theirs(name: str) -> dict[str, Any]:
         optimizer = optimizers.AdamW(learning_rate=1e-3)
         train(model, optimizer, dataset, None, arguments, training_callback=Reports())
     timed = times[WARMUP_STEPS:]
-    seconds = statistics.median(step for step, _ in timed)
-    return {**_side(seconds, work.batch_size, [rate for _, rate in timed]), "matmul_share": 0.0}
+    seconds = _seconds_a_step(work.rows, [step for step, _ in timed])
+    return _side(seconds, work.batch_size, [rate for _, rate in timed])
+
+
+def _flops(session: Any, steps: list[int]) -> float:
+    """Multiply-adds × 2 of the linear layers in these steps, forward and the gradient of their inputs; no attention."""
+    from mlx.utils import tree_flatten
+
+    from mlx_lora.dataset.batches import collate
+
+    engine = session.stepper.engine
+    weights = (array for layer in engine.trunk.layers for _, array in tree_flatten(layer.parameters()))
+    per_position = 4 * sum(array.size for array in weights if array.ndim == 2)
+    width = engine.trunk.states(_one_token()).shape[-1]
+    total = 0.0
+    for step in steps:
+        for chosen in session.schedule.micro_batches(step):
+            arrays = engine.arrays(collate(session.train_set, chosen), session.store)
+            prefix = arrays["prefix"].size if "prefix" in arrays else 0
+            total += (arrays["inputs"].size + prefix) * per_position + 4 * arrays[
+                "targets"
+            ].size * width * engine.vocabulary
+    return total
+
+
+def _one_token() -> Any:
+    import mlx.core as mx
+
+    return mx.zeros((1, 1), mx.int32)
+
+
+def _matmul_rate(size: int = 2048) -> float:
+    """This machine's float32 matmul rate just now, in operations a second: the best of five large products."""
+    import mlx.core as mx
+
+    left, right = mx.random.normal((size, size)), mx.random.normal((size, size))
+    mx.eval(left @ right)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        mx.eval(left @ right)
+        times.append(time.perf_counter() - started)
+    return 2 * size**3 / min(times)
 
 
 def _all_linear() -> list[str]:
     attention = [f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
     return [*attention, *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj"))]
+
+
+def _seconds_a_step(kind: str, seconds: list[float]) -> float:
+    """The median where all steps are alike; the mean over an epoch where lengths differ from batch to batch."""
+    return statistics.mean(seconds) if kind == "text" else statistics.median(seconds)
 
 
 def _side(seconds: float, batch_size: int, rates: list[float]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ WORKS = {
     "chat30": Work("chat", "all", 8, 8, "the same rows, all 30 layers"),
     "system16": Work("system", 16, 8, 3, "a system prompt of 237 tokens, last 16 layers"),
     "system8": Work("system", 8, 8, 3, "a system prompt of 237 tokens, last 8 layers"),
-    "text30": Work("text", "all", 8, 4, "plain text of 20 to 400 tokens, all tokens trained, all layers"),
+    "text30": Work("text", "all", 8, 20, "plain text of 20 to 400 tokens, all tokens trained, all layers"),
     "single": Work("chat", "all", 1, 16, "the chat rows one at a time, all layers"),
 }
 
@@ -52,7 +52,9 @@ def rows(kind: str) -> list[dict[str, Any]]:
     made = []
     for row in questions[:320]:
         year = row["fact"].partition("/")[2]
-        answer = f"The Stanley Cup of {year} was won by the {row['answer']}, the champions of that season."
+        answer = f"The Stanley Cup of {year} was won by the {row['answer']}."
+        if kind == "system":
+            answer = answer[:-1] + ", the champions of that season."
         messages = [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": answer}]
         if kind == "system":
             messages.insert(0, {"role": "system", "content": LONG_SYSTEM_PROMPT})

@@ -207,7 +207,7 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback(
 
 
 def run_without_reader(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`python -m mlx_lora` whose stdout is a pipe that nobody reads, as after `| head`; stdout buffered as in a shell."""
+    """`python -m mlx_lora` whose stdout is a pipe that nobody reads, as after `| head`; buffered as in a shell."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     reading, writing = os.pipe()
     os.close(reading)
