@@ -11,7 +11,10 @@ def main() -> None:
     from mlx_lora.errors import MlxLoraError
 
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a reader that has gone is met here, not while Python ends
     except MlxLoraError as error:
         if os.environ.get("MLX_LORA_DEBUG") == "1":
             raise
