@@ -43,7 +43,7 @@ bench: $(READY)
 constraints: $(READY)
 	$(UV) pip compile --quiet --universal --no-emit-index-url --no-annotate --no-header \
 	  pyproject.toml --group dev --group builtin -o constraints.txt
-	$(UV) pip compile --quiet --python-platform aarch64-apple-darwin --no-emit-index-url --no-header \
+	MACOSX_DEPLOYMENT_TARGET=14.0 $(UV) pip compile --quiet --python-platform aarch64-apple-darwin --no-emit-index-url --no-header \
 	  -c constraints.txt pyproject.toml > /dev/null
 
 clean:
