@@ -193,7 +193,7 @@ VALUES = st.recursive(
 SIGNS = st.text(st.sampled_from("ab01:- \n\t\"'[]{},&*!|>#%@`?~.\\Ux\x85\ufeff"), max_size=40)
 
 
-def load_or_config_error(folder: Path, content: bytes, overrides: list[str]) -> None:
+def check_loads_or_faults(folder: Path, content: bytes, overrides: list[str]) -> None:
     path = folder / "fuzzed.yaml"
     path.write_bytes(content)
     message = ""
@@ -209,7 +209,7 @@ def load_or_config_error(folder: Path, content: bytes, overrides: list[str]) -> 
 def test_arbitrary_bytes_give_nothing_but_a_config_error(
     content: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    load_or_config_error(tmp_path_factory.getbasetemp(), content, [])
+    check_loads_or_faults(tmp_path_factory.getbasetemp(), content, [])
 
 
 @settings(deadline=None)
@@ -220,7 +220,7 @@ def test_arbitrary_settings_give_nothing_but_a_config_error(
     value: object, overrides: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     content = yaml.safe_dump(value).encode("utf-8", errors="surrogatepass")
-    load_or_config_error(tmp_path_factory.getbasetemp(), content, overrides)
+    check_loads_or_faults(tmp_path_factory.getbasetemp(), content, overrides)
 
 
 @settings(deadline=None)
@@ -230,4 +230,4 @@ def test_arbitrary_overrides_give_nothing_but_a_config_error(
 ) -> None:
     text = yaml.safe_dump(value, default_flow_style=True)
     content = b"model: m\ndata: {train: t}\ntrain: {steps: 1}\noutput_dir: o\n"
-    load_or_config_error(tmp_path_factory.getbasetemp(), content, [f"{path}={text}"])
+    check_loads_or_faults(tmp_path_factory.getbasetemp(), content, [f"{path}={text}"])

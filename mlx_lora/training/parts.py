@@ -79,7 +79,8 @@ def _prefix_line(sample: Sequence[Batch]) -> PartReport:
         return PartReport("shared_prefix", False, "the rows of a batch share no untrained prefix")
     whole = sum(batch.inputs.size for batch in sample)
     less = sum((len(batch.rows) - 1) * length for batch, length in zip(sample, shared, strict=True))
-    line = f"the first {min(shared)} to {max(shared)} tokens of a batch once a step: {less / whole:.0%} fewer positions"
+    tokens = f"{min(shared)}" if min(shared) == max(shared) else f"{min(shared)} to {max(shared)}"
+    line = f"the first {tokens} tokens of a batch once a step: {less / whole:.0%} fewer positions"
     return PartReport("shared_prefix", True, line)
 
 

@@ -249,7 +249,9 @@ def test_another_base_is_refused_with_both_names(tmp_path, key):
 
 def test_the_same_base_under_another_name_is_taken(tmp_path):
     _saved(tmp_path)
-    apply_adapter(tiny_model(), read_adapter(tmp_path), {**IDENTITY, "name": "copy", "revision": "main"})
+    applied = apply_adapter(tiny_model(), read_adapter(tmp_path), {**IDENTITY, "name": "copy", "revision": "main"})
+    assert len(applied.notes) == 0
+    assert applied.active == len(applied.modules) > 0
 
 
 def test_another_tokenizer_is_said(tmp_path):
