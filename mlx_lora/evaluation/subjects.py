@@ -11,7 +11,6 @@ from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.dataset.splits import records_sha256
 from mlx_lora.errors import DataError
-from mlx_lora.files import sha256_file
 from mlx_lora.lora.adapter import AdapterFolder
 
 _COMMON_NAMES = {"train", "valid", "validation", "test", "data", "questions", "eval"}
@@ -99,9 +98,8 @@ def read_sources(chosen: Sequence[tuple[str, str]], limit: int | None) -> list[S
 def read_source(source: str, split: str, limit: int | None) -> Source:
     """Read a data set; at most `limit` rows of it are asked, evenly spread. Raises: DataError."""
     records = read_records(source, split)
-    path = Path(source).expanduser()
-    sha256 = sha256_file(path) if path.is_file() else records_sha256(records)
-    return Source(data_name(source, split), source, sha256, len(records), spread_rows(records, limit))
+    rows = spread_rows(records, limit)
+    return Source(data_name(source, split), source, records_sha256(records), len(records), rows)
 
 
 def data_name(source: str, split: str) -> str:

@@ -252,10 +252,11 @@ def test_an_interrupt_leaves_no_files(workshop: Path, monkeypatch: pytest.Monkey
 def test_rows_that_were_trained_on_are_pointed_out(
     workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mlx_lora.files import sha256_file
+    from mlx_lora.dataset.records import read_records
+    from mlx_lora.dataset.splits import records_sha256  # what `train` keeps in the adapter
 
     config = json.loads((workshop / "good" / "adapter_config.json").read_text())
-    config["mlx_lora"]["data_sha256"] = {"train": sha256_file(workshop / "quiz.jsonl")}
+    config["mlx_lora"]["data_sha256"] = {"train": records_sha256(read_records(str(workshop / "quiz.jsonl")))}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "adapters.safetensors").write_bytes((workshop / "good" / "adapters.safetensors").read_bytes())
     assert run_evaluate([tmp_path], data=[str(workshop / "quiz.jsonl")], max_tokens=2) == 0

@@ -8,9 +8,10 @@ import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
 import pytest  # isort: skip
 
 from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.records import read_records
+from mlx_lora.dataset.splits import records_sha256
 from mlx_lora.errors import DataError
 from mlx_lora.evaluation.subjects import Rendering, choose_sources, data_name, read_source, read_sources, spread_rows
-from mlx_lora.files import sha256_file
 
 
 def write_rows(path: Path, count: int) -> Path:
@@ -46,7 +47,7 @@ def test_a_source_knows_its_file_and_how_much_of_it_is_asked(tmp_path: Path) -> 
     assert source.facts() == {
         "name": "quiz",
         "source": str(file),
-        "sha256": sha256_file(file),
+        "sha256": records_sha256(read_records(str(file))),
         "rows": 6,
         "asked": 3,
     }
@@ -63,7 +64,7 @@ def test_a_folder_gives_its_test_rows(tmp_path: Path) -> None:
 def test_data_sets_of_one_name_get_names_of_their_own(tmp_path: Path) -> None:
     files = [write_rows(tmp_path / folder / "quiz.jsonl", rows) for folder, rows in (("a", 1), ("b", 2))]
     names = [source.name for source in read_sources([(str(file), "test") for file in files], None)]
-    assert names == [f"quiz-{sha256_file(file)[:8]}" for file in files]
+    assert names == [f"quiz-{records_sha256(read_records(str(file)))[:8]}" for file in files]
 
 
 def test_what_is_asked_twice_is_read_once() -> None:
