@@ -85,8 +85,10 @@ def run_fuse(
     dequantize: no quantized layers at all. json_output: one JSON object on stdout.
     Raises: MlxLoraError when `output` exists or no form keeps the fine-tune; nothing is then left.
     """
+    from mlx_lora.chat.places import find_adapter
     from mlx_lora.lora.adapter import read_adapter
 
+    adapter = find_adapter(str(adapter))
     folder = read_adapter(adapter)
     rendering = rendering_of(folder.config, adapter)
     base = Base(*model_of(folder.config, adapter)) if model is None else Base(model, revision)
