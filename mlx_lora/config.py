@@ -71,6 +71,9 @@ class TrainSettings(Settings):
     epochs: Positive | None = Field(None, description="Passes over the training rows; give this or `steps`.")
     steps: Positive | None = Field(None, description="Optimizer updates; give this or `epochs`.")
     batch_size: Positive = Field(8, description="Rows in a micro-batch.")
+    group_by_prefix: bool = Field(
+        True, description="Make batches of rows whose prompts begin alike, where there are enough: less to compute."
+    )
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches in one optimizer update.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."

@@ -11,6 +11,7 @@ import numpy as np
 from mlx_lora.config import DataSettings, RunConfig
 from mlx_lora.dataset.batches import plan_epoch
 from mlx_lora.dataset.examples import ChatTokenizer, Example, ExampleSet, build_examples
+from mlx_lora.dataset.groups import prefix_groups
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import joined_faults
 from mlx_lora.dataset.splits import DataSplits
@@ -96,7 +97,8 @@ def inspect_splits(
     records = _named(splits)
     reports = {name: _report(records[name], built[name], eos_ids, config.data) for name in records}
     lengths = [len(example.tokens) - 1 for example in built["train"].examples]
-    plan = plan_epoch(lengths, config.train.batch_size, seed=config.train.seed, epoch=0)
+    groups = prefix_groups(built["train"].examples, config.train.batch_size) if config.train.group_by_prefix else None
+    plan = plan_epoch(lengths, config.train.batch_size, seed=config.train.seed, epoch=0, groups=groups)
     steps_per_epoch = -(-len(plan) // config.train.gradient_accumulation_steps)
     steps = config.train.steps or (config.train.epochs or 0) * steps_per_epoch
     overlaps = {f"train/{name}": _overlap(splits.train, records[name]) for name in ("valid", "test")}

@@ -17,10 +17,11 @@ import numpy as np
 
 from mlx_lora.dataset.batches import Batch, collate
 from mlx_lora.dataset.examples import Example
-from mlx_lora.training.prefix import PrefixedCache, RecordingCache
+from mlx_lora.training.prefix import prefix_caches, with_pieces
 from mlx_lora.training.trunk import Trunk
 
 ROWS_AT_ONCE = 16
+POSITIONS_AT_ONCE = 2048  # more rows where they are short
 
 
 class PassThrough(nn.Module):
@@ -92,19 +93,22 @@ class FrozenStore:
         self._starts = np.concatenate([[0], np.cumsum(lengths)]) + prefix_length
         self._states, self._dtype = states, dtype
 
-    def arrays(self, batch: Batch, prefix: int) -> dict[str, mx.array]:
-        """What is stored for `batch`: `boundary` (B, T − P, D) and, with a prefix of P, `prefix_boundary` (1, P, D)."""
-        width, own = batch.inputs.shape[1] - prefix, prefix - self.prefix_length
-        boundary = np.zeros((len(batch.rows), width, self._states.shape[1]), self._states.dtype)
-        for index, row in enumerate(batch.rows):
+    def array(self, batch: Batch, prefix: int, width: int) -> mx.array:
+        """What is stored for the pieces of a prefix of P tokens and for `batch` after it: (C + B, width, D).
+
+        P must be the store's own prefix length or more.
+        """
+        first, own = self._starts[batch.rows[0]], prefix - self.prefix_length
+        # What the batch shares beyond the data set's prefix is in each row: take it from the first.
+        shared = [self._states[: self.prefix_length], self._states[first : first + own]]
+        pieces = -(-prefix // width)
+        states = np.zeros((pieces + len(batch.rows), width, self._states.shape[1]), self._states.dtype)
+        states[:pieces].reshape(-1, states.shape[2])[:prefix] = np.concatenate(shared)
+        for index, row in enumerate(batch.rows, start=pieces):
             stored = self._states[self._starts[row] + own : self._starts[row + 1]]
-            boundary[index, : len(stored)] = stored
-        arrays = {"boundary": self._to_mlx(boundary)}
-        if prefix:
-            first = self._starts[batch.rows[0]]  # what the batch shares beyond the data set's prefix is in each row
-            shared = np.concatenate([self._states[: self.prefix_length], self._states[first : first + own]])
-            arrays["prefix_boundary"] = self._to_mlx(shared[None])
-        return arrays
+            states[index, : len(stored)] = stored
+        array = mx.array(states)
+        return array.view(mx.bfloat16) if self._dtype == mx.bfloat16 else array
 
     def write_prefix(self, states: np.ndarray) -> None:
         """Keep the shared prefix's states (P, D)."""
@@ -115,10 +119,6 @@ class FrozenStore:
         for index, row in enumerate(batch.rows):
             first, last = self._starts[row], self._starts[row + 1]
             self._states[first:last] = states[index, : last - first]
-
-    def _to_mlx(self, stored: np.ndarray) -> mx.array:
-        array = mx.array(np.ascontiguousarray(stored))
-        return array.view(mx.bfloat16) if self._dtype == mx.bfloat16 else array
 
 
 def data_set_prefix(examples: Sequence[Example]) -> int:
@@ -186,22 +186,22 @@ def _fill(
     trunk: Trunk, boundary: int, capture: _Capture, examples: Sequence[Example], store: FrozenStore
 ) -> Iterator[int]:
     with trunk.replaced(lambda index, layer: _role(index, boundary, layer, capture)):
-        cache, prefix = None, store.prefix_length
-        if prefix:
-            recorded = [RecordingCache() for _ in trunk.layers]
-            trunk.states(mx.array(examples[0].tokens[None, :prefix]), recorded)
-            states = capture.take()
-            cache = [PrefixedCache(layer.keys, layer.values, prefix) for layer in recorded]
-            mx.eval(
-                states, [layer.keys for layer in recorded[:boundary]], [layer.values for layer in recorded[:boundary]]
-            )
-            store.write_prefix(_to_numpy(states[0]))
+        prefix = store.prefix_length
         order = sorted(range(len(examples)), key=lambda row: len(examples[row].tokens))
-        for start in range(0, len(order), ROWS_AT_ONCE):
-            batch = collate(examples, order[start : start + ROWS_AT_ONCE])
-            trunk.states(mx.array(batch.inputs[:, prefix:]), cache)
-            store.write(batch, _to_numpy(capture.take()))
-            yield min(start + ROWS_AT_ONCE, len(order))
+        done = 0
+        while done < len(order):
+            longest = len(examples[order[min(done + ROWS_AT_ONCE, len(order)) - 1]].tokens)
+            count = max(ROWS_AT_ONCE, POSITIONS_AT_ONCE // longest)
+            batch = collate(examples, order[done : done + count])
+            width = batch.inputs.shape[1] - prefix
+            arrays = {name: mx.array(array) for name, array in with_pieces(batch.inputs, prefix, width).items()}
+            trunk.states(arrays["inputs"], prefix_caches(trunk, arrays))
+            states = _to_numpy(capture.take())
+            pieces = len(states) - len(batch.rows)
+            store.write_prefix(states[:pieces].reshape(-1, states.shape[2])[:prefix])
+            store.write(batch, states[pieces:])
+            done += len(batch.rows)
+            yield done
 
 
 def _role(index: int, boundary: int, layer: Any, capture: _Capture) -> Any:

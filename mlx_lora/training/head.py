@@ -17,9 +17,24 @@ CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time
 Head = Callable[[mx.array], mx.array]  # states (1, K, D) → logits (1, K, V)
 
 
-def select(states: mx.array, positions: mx.array) -> mx.array:
-    """Rows of `states` (B, T, D) at the flat `positions` (K,), as (1, K, D)."""
-    return states.reshape(-1, states.shape[-1])[positions][None]
+def select(states: mx.array, positions: mx.array, slots: mx.array) -> mx.array:
+    """Rows of `states` (B, T, D) at the flat `positions` (K,), as (1, K, D).
+
+    slots: (B · T,), the place of each position among the K, or K where it is not chosen. The backward pass gathers by
+    it what it would otherwise scatter.
+    """
+
+    @mx.custom_function
+    def chosen(states: mx.array) -> mx.array:
+        return states.reshape(-1, states.shape[-1])[positions][None]
+
+    @chosen.vjp
+    def chosen_vjp(primal: Any, cotangent: Any, _: Any) -> Any:
+        nothing = mx.zeros((1, cotangent.shape[-1]), cotangent.dtype)
+        return mx.concatenate([cotangent[0], nothing])[slots].reshape(primal.shape)
+
+    rows: mx.array = chosen(states)  # type: ignore[assignment]  # mx.custom_function says object
+    return rows
 
 
 def supervised_nats(head: Head, states: mx.array, targets: mx.array, weights: mx.array, vocabulary: int) -> mx.array:

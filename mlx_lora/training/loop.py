@@ -14,6 +14,7 @@ import numpy as np
 from mlx_lora.config import OptimizerSettings, TrainSettings
 from mlx_lora.dataset.batches import Batch, collate, plan_epoch, plan_validation
 from mlx_lora.dataset.examples import Example
+from mlx_lora.dataset.groups import prefix_groups
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.distributed import Group
 from mlx_lora.training.engine import Arrays, Engine
@@ -50,35 +51,39 @@ class Schedule:
     seed: int
     steps_per_epoch: int
     total_steps: int
+    groups: tuple[int, ...] | None = None  # of each row: batches are made within one
 
     def micro_batches(self, step: int) -> list[tuple[int, ...]]:
         """Rows of each micro-batch of `step` (1 … total_steps)."""
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        batches = _epoch_batches(self.lengths, self.batch_size, self.seed, epoch)
+        batches = _epoch_batches(self.lengths, self.groups, self.batch_size, self.seed, epoch)
         return batches[position * self.accumulation : (position + 1) * self.accumulation]
 
 
 @lru_cache(maxsize=1)  # asked once a step, made once an epoch
-def _epoch_batches(lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    return plan_epoch(lengths, batch_size, seed=seed, epoch=epoch)
+def _epoch_batches(
+    lengths: tuple[int, ...], groups: tuple[int, ...] | None, batch_size: int, seed: int, epoch: int
+) -> list[tuple[int, ...]]:
+    return plan_epoch(lengths, batch_size, seed=seed, epoch=epoch, groups=groups)
 
 
-def build_schedule(lengths: Sequence[int], settings: TrainSettings, ranks: int = 1) -> Schedule:
+def build_schedule(examples: Sequence[Example], settings: TrainSettings, ranks: int = 1) -> Schedule:
     """The run's schedule; the last, smaller batch of an epoch and its last, smaller group of micro-batches are used.
 
     Each of the `ranks` takes `batch_size` rows, so a micro-batch has `batch_size` × `ranks`.
     """
     batch_size = settings.batch_size * ranks
-    batches = math.ceil(len(lengths) / batch_size)
+    batches = math.ceil(len(examples) / batch_size)
     steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
     total = settings.steps if settings.steps is not None else (settings.epochs or 1) * steps_per_epoch
     return Schedule(
-        tuple(lengths),
+        tuple(len(example.tokens) - 1 for example in examples),
         batch_size,
         settings.gradient_accumulation_steps,
         settings.seed,
         steps_per_epoch,
         total,
+        prefix_groups(examples, batch_size) if settings.group_by_prefix else None,
     )
 
 

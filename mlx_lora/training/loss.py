@@ -5,6 +5,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_lora.model.cpu import exp2
+
 
 def summed_nats(logits: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
     """Sum over tokens of weight · (logsumexp(logits) − logits[target]), in nats, float32; differentiable in `logits`.
@@ -34,7 +36,7 @@ def summed_nats(logits: mx.array, targets: mx.array, weights: mx.array) -> mx.ar
 
 
 def _exp(exponents: mx.array) -> mx.array:
-    """e to the power of `exponents` ≤ 0, float32. On a Linux CPU, MLX's exp takes twice the time of its power."""
+    """e to the power of `exponents` ≤ 0, float32."""
     if mx.default_device() == mx.cpu:
-        return mx.power(2.0, exponents * math.log2(math.e))
+        return exp2(exponents * math.log2(math.e))
     return mx.exp(exponents)

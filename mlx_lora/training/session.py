@@ -131,7 +131,7 @@ def build_session(
     if compiled:
         reports.append(PartReport("compiled_step", True, "loss, gradients and update as two compiled functions"))
     group = group or Group()
-    schedule = build_schedule([len(example.tokens) - 1 for example in train_set], config.train, group.size)
+    schedule = build_schedule(train_set, config.train, group.size)
     return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports, group=group)
 
 

@@ -4,7 +4,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models import activations, llama
 
-from mlx_lora.model.cpu import swiglu, use_fast_activations
+from mlx_lora.model.cpu import swiglu, use_fast_cpu
 from tests.tiny import tiny_model
 
 
@@ -26,6 +26,6 @@ def test_a_family_takes_it_and_keeps_its_answers(monkeypatch):
     tokens = mx.array([[5, 6, 7, 8]])
     before = model(tokens)
     mx.eval(before)
-    use_fast_activations(model)
+    use_fast_cpu(model)
     assert llama.swiglu is swiglu
     assert mx.allclose(model(tokens), before, rtol=1e-5, atol=1e-5).item()

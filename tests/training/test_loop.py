@@ -17,7 +17,7 @@ from tests.training.rows import engine, random_rows, stepper, trial
 
 
 def schedule_of(rows, **train):
-    return build_schedule([len(row.tokens) for row in rows], TrainSettings.model_validate({"epochs": 1, **train}))
+    return build_schedule(rows, TrainSettings.model_validate({"epochs": 1, **train}))
 
 
 def run_steps(rows, *, lora=None, optimizer=None, compiled=False, parts="auto", count=None, **train):
@@ -83,7 +83,7 @@ def test_padding_has_no_part_in_loss_or_gradient():
     rows = random_rows(3)
     run = trial()
     plain = stepper(run, Engine(run.model))
-    narrow, wide = collate(rows, range(3)), collate(rows, range(3), multiple=128)
+    narrow, wide = collate(rows, range(3)), collate(rows, range(3), width=128)
     assert narrow.inputs.shape[1] < wide.inputs.shape[1] == 128
     nats, gradients = plain.gradients(plain.engine.arrays(narrow))
     wide_nats, wide_gradients = plain.gradients(plain.engine.arrays(wide))
