@@ -350,6 +350,17 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert bench.plain.column("epoch") == pytest.approx([1 / 3, 2 / 3, 1.0, 4 / 3])
 
 
+@effect_of("train.group_by_prefix")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    both = "".join((bench.folder / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("train", "train2"))
+    (bench.folder / "both.jsonl").write_text(both, encoding="utf-8")
+    values = {"data.train": str(bench.folder / "both.jsonl"), "train.steps": 6}  # one epoch
+    grouped = bench.run(values)
+    mixed = bench.run({**values, "train.group_by_prefix": False})
+    assert sum(grouped.column("tokens")) == sum(mixed.column("tokens"))
+    assert grouped.column("loss") != mixed.column("loss")
+
+
 @effect_of("train.gradient_accumulation_steps")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     run = bench.run({"train.gradient_accumulation_steps": 3})

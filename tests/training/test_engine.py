@@ -132,6 +132,25 @@ def test_a_prefix_that_is_a_whole_prompt_still_predicts_the_first_answer_token()
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
 
 
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])  # windows narrower than the prefix among them
+def test_a_prefix_longer_than_the_rows_goes_through_in_pieces(family):
+    rows = random_rows(6, shared=45, most=4, answers=3)
+    run = trial(family)
+    batch = collate(rows, range(6))
+    way = engine(run, rows)
+    arrays = way.arrays(batch)
+    assert arrays["pieces"].tolist() == [place * arrays["inputs"].shape[1] for place in range(len(arrays["pieces"]))]
+    assert len(arrays["pieces"]) > 3
+    assert_equal_gradients(stepper(run, way).gradients(arrays), plain_gradients(run, batch))
+
+
+def test_the_cut_takes_the_fewest_positions():
+    rows = random_rows(2, shared=6, most=50)
+    batch = collate(rows, range(2))
+    assert shared_prefix_length(batch) >= 6
+    assert prefix_cut(batch)[0] == 0  # a piece for six tokens would cost more than it saves two rows
+
+
 def test_long_answers_go_through_the_head_in_chunks_with_the_same_gradients(monkeypatch):
     rows = [Example(np.arange(5, 105, dtype=np.int32), np.arange(100) > 0, "rows:0", None)] * 2
     batch = collate(rows, range(2))
