@@ -41,6 +41,14 @@ class DataSettings(Settings):
     truncation: Literal["error", "drop", "prompt"] = Field(
         "error", description="A row over the limit: stop, leave it out, or shorten its prompt from the left."
     )
+    replay: Share | None = Field(
+        None,
+        description="Share of all training rows that the base answers itself before training, so that it forgets "
+        "less; null for none.",
+    )
+    replay_prompts: str | None = Field(
+        None, description="Prompts to replay: a .txt file with one a line, or any data file; null for the built-in ones."
+    )
 
 
 class LoraSettings(Settings):

@@ -91,8 +91,10 @@ def _run(config: RunConfig, group: "Group", *, resume: bool, overwrite: bool) ->
 
 
 def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]]:
+    from mlx_lora.commands.replay import build_replay
     from mlx_lora.commands.rundata import load_run_tokenizer
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
+    from mlx_lora.dataset.replay import examples_sha256
     from mlx_lora.dataset.splits import load_splits, records_sha256
     from mlx_lora.lora.inject import inject_lora
     from mlx_lora.model.load import load_base
@@ -107,13 +109,14 @@ def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]
         talk.print(f"warning: {warning}", markup=False, soft_wrap=True)
     train_set, valid_set = built["train"].examples, built["valid"].examples
     base = load_base(config.model, revision=config.revision, compute=config.compute)
+    replay = build_replay(config, base, tokenizer, splits, len(train_set))
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
     print_header(config, base, injection, len(train_set), len(valid_set))
     for note in built["train"].notes:
         talk.print(f"note: {note}", markup=False, soft_wrap=True)
     if group.size > 1:
         talk.print(f"{group.size} ranks of {config.train.batch_size} rows each", markup=False)
-    session = build_session(config, base.model, train_set, valid_set, group)
+    session = build_session(config, base.model, [*train_set, *replay], valid_set, group)
     with RowsBar("frozen layers") as bar:
         store = cache_folder() / "frozen"
         for done, total in prepare_engine(session, injection.first_layer, base.identity.weights_sha256, store):
@@ -122,6 +125,8 @@ def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]
         mark = "on " if report.active else "off"
         talk.print(f"  {mark} {report.name:<21} {report.line}", markup=False, soft_wrap=True)
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
+    if replay:
+        data["replay"] = examples_sha256(replay)
     facts = _facts(config, base, data)
     if group.size > 1:
         facts["fingerprint"]["ranks"] = group.size  # the rows of a step follow from it

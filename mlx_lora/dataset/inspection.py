@@ -13,6 +13,7 @@ from mlx_lora.dataset.batches import plan_epoch
 from mlx_lora.dataset.examples import ChatTokenizer, Example, ExampleSet, build_examples
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import joined_faults
+from mlx_lora.dataset.replay import replay_rows
 from mlx_lora.dataset.splits import DataSplits
 from mlx_lora.errors import DataError
 
@@ -61,7 +62,8 @@ class Inspection:
     contradictions: list[Contradiction]
     steps_per_epoch: int
     steps: int
-    padding_share: float  # of the first epoch's batches
+    replay_rows: int  # that join the training rows (data.replay)
+    padding_share: float  # of the first epoch's batches, without replay rows
     faults: list[str]
     hints: list[str]
     warnings: list[str]
@@ -97,7 +99,9 @@ def inspect_splits(
     reports = {name: _report(records[name], built[name], eos_ids, config.data) for name in records}
     lengths = [len(example.tokens) - 1 for example in built["train"].examples]
     plan = plan_epoch(lengths, config.train.batch_size, seed=config.train.seed, epoch=0)
-    steps_per_epoch = -(-len(plan) // config.train.gradient_accumulation_steps)
+    replay = replay_rows(len(lengths), config.data.replay)
+    batches = -(-(len(lengths) + replay) // config.train.batch_size)
+    steps_per_epoch = -(-batches // config.train.gradient_accumulation_steps)
     steps = config.train.steps or (config.train.epochs or 0) * steps_per_epoch
     overlaps = {f"train/{name}": _overlap(splits.train, records[name]) for name in ("valid", "test")}
     contradictions = _contradictions([record for split in records.values() for record in split])
@@ -118,6 +122,7 @@ def inspect_splits(
         contradictions=contradictions,
         steps_per_epoch=steps_per_epoch,
         steps=steps,
+        replay_rows=replay,
         padding_share=_padding_share(lengths, plan),
         faults=faults,
         hints=list(dict.fromkeys(hint for name in records for hint in built[name].hints)),

@@ -1,7 +1,7 @@
 """A run put together: model with adapters, engine, schedule and progress. Knows nothing of screens or commands."""
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from mlx_lora.training.engine import Engine
 from mlx_lora.training.frozen import (
     FrozenStore,
     build_store,
+    count_stand_ins,
     data_set_prefix,
     remove_frozen_layers,
     state_kind,
@@ -97,6 +98,20 @@ class Session:
         stepper.trainable.assign(parameters)
         stepper.optimizer.state = optimizer_state
         self.progress = progress
+
+    def restore_layers(self, reload: Callable[[int], Sequence[nn.Module]]) -> None:
+        """Make the run's model whole, so that it can generate: layers that ran once and left memory come back.
+
+        reload: number of layers → that many of the base's lowest ones; not called where none are missing.
+        """
+        engine = self.stepper.engine
+        missing = count_stand_ins(engine.trunk) if engine.trunk is not None else 0
+        if missing and engine.trunk is not None:
+            layers = list(reload(missing))
+            for layer in layers:
+                layer.freeze()
+            engine.trunk.layers[:missing] = layers
+        engine.boundary = self.store = self.valid_store = None
 
     def require_one_start(self) -> None:
         """Refuse to begin unless every rank has the same base, rows, settings, step and weights."""

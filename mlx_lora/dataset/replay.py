@@ -1,0 +1,105 @@
+"""Replay: prompts whose answers the base gives itself before training, and those answers as rows.
+
+Rehearsing them keeps what the base knew (self-synthesized rehearsal, arXiv 2403.01244). Which prompts, how many and
+what a row is made of; the answers themselves come from training/replay.py. Knows nothing of MLX.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+
+import numpy as np
+
+from mlx_lora.config import DataSettings
+from mlx_lora.dataset.examples import Example
+from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.records import read_records
+from mlx_lora.errors import DataError
+
+BUILTIN_PROMPTS = Path(__file__).parent.parent / "data" / "replay_prompts.txt"
+
+
+def replay_rows(taught: int, share: float | None) -> int:
+    """How many rows to add to `taught` ones, so that they are `share` of all: at least one for any share above 0."""
+    return max(1, round(taught * share / (1 - share))) if share and taught else 0
+
+
+def read_prompts(source: str | None) -> list[Record]:
+    """The prompts of a .txt file (one a line), of any data file (its answers are not used), or the built-in ones.
+
+    Each question once. Raises: DataError where there is no such file, or nothing in it.
+    """
+    if source is not None and not source.lower().endswith(".txt"):
+        records = read_records(source)
+    else:
+        records = _read_lines(BUILTIN_PROMPTS if source is None else Path(source).expanduser())
+    return list({record.question_key: record for record in reversed(records)}.values())[::-1]
+
+
+def choose_prompts(prompts: Iterable[Record], count: int, seed: int, asked: Iterable[Record]) -> list[Record]:
+    """At most `count` prompts, drawn by `seed`; none that the run's own rows ask: the base's answer would contradict.
+
+    A larger count keeps those of a smaller one.
+    """
+    taken = {record.question_key for record in asked}
+    free = [record for record in prompts if record.question_key not in taken]
+    # By hash, not by shuffle: a prompt added to the file does not change which of the others are drawn.
+    return sorted(free, key=lambda record: hashlib.sha256(f"{seed}/{record.question_key}".encode()).digest())[:count]
+
+
+def build_replay_examples(
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[tuple[Sequence[int], bool]],
+    count: int,
+    end_token: int,
+    settings: DataSettings,
+) -> list[Example]:
+    """`count` rows from prompts (token ids) and answers (token ids, ended by itself), repeated in order if need be.
+
+    Only the answer is trained. One that did not end by itself, or is cut at data.max_seq_length, gets no end token:
+    the model must not learn to end there. Raises: DataError where no prompt was answered.
+    """
+    examples = []
+    for number, (prompt, (answer, ended)) in enumerate(zip(prompts, answers, strict=True), 1):
+        tokens = [*prompt, *answer, *([end_token] if ended else [])][: settings.max_seq_length]
+        if answer and len(tokens) > len(prompt):
+            mask = np.arange(len(tokens)) >= len(prompt)
+            examples.append(Example(np.array(tokens, np.int32), mask, f"replay:{number}", None, len(tokens)))
+    if not examples:
+        raise DataError(
+            f"data.replay: the base answers none of {len(prompts)} prompts within data.max_seq_length",
+            "raise data.max_seq_length, or name other prompts with data.replay_prompts",
+        )
+    return list(islice(cycle(examples), count))
+
+
+def examples_sha256(examples: Sequence[Example]) -> str:
+    """SHA-256 of the rows' tokens and of which of them are trained, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        for array in (np.int64(len(example.tokens)), example.tokens.astype(np.int32), example.loss_mask):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _read_lines(path: Path) -> list[Record]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", "check data.replay_prompts") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start + 1})", "save the file as UTF-8") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    records = [
+        Record(
+            ({"role": "user", "content": line}, {"role": "assistant", "content": ""}),
+            place=f"{path}:{number}",
+            format="question/answer",
+        )
+        for number, line in lines
+        if line
+    ]
+    if not records:
+        raise DataError(f"{path}: holds no prompts", "write one a line")
+    return records
