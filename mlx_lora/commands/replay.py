@@ -39,9 +39,10 @@ def build_replay(
     rows = build_replay_examples(prompts, answers, count, tokenizer.eos_id, config.data)
     ended = sum(ended for _, ended in answers)
     trained = sum(int(row.loss_mask.sum()) for row in rows)
+    sources = f"{len(prompts)} {'prompt' if len(prompts) == 1 else 'prompts'}"
     talk.print(
-        f"replay: {len(rows)} rows ({len(rows) / (len(rows) + taught):.0%} of all) from {len(prompts)} prompts that "
-        f"the base answered, {trained:,} trained tokens; {ended} of its answers end, the others are cut",
+        f"replay: {len(rows)} rows ({len(rows) / (len(rows) + taught):.0%} of all) from {sources} that the base "
+        f"answered, {trained:,} trained tokens; {ended} of its answers end, the others are cut",
         markup=False,
         soft_wrap=True,
     )

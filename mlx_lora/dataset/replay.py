@@ -34,7 +34,10 @@ def read_prompts(source: str | None) -> list[Record]:
         records = read_records(source)
     else:
         records = _read_lines(BUILTIN_PROMPTS if source is None else Path(source).expanduser())
-    return list({record.question_key: record for record in reversed(records)}.values())[::-1]
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(record.question_key, record)
+    return list(first.values())
 
 
 def choose_prompts(prompts: Iterable[Record], count: int, seed: int, asked: Iterable[Record]) -> list[Record]:
