@@ -32,12 +32,12 @@ def build_replay(
     answers = []
     with RowsBar("the base answers replay prompts") as bar:
         for event in answer_prompts(base.model, tokenizer, prompts, name, cache_folder() / "replay"):
-            if isinstance(event, int):
-                bar.show(event, len(prompts))
-            else:
+            if isinstance(event, list):
                 answers = event
-    rows = build_replay_examples(prompts, answers, count, tokenizer.eos_id, config.data)
-    ended = sum(ended for _, ended in answers)
+            else:
+                bar.show(*event)
+    rows = build_replay_examples(prompts, answers, count, config.data)
+    ended = sum(answer.ended for answer in answers)
     trained = sum(int(row.loss_mask.sum()) for row in rows)
     sources = f"{len(prompts)} {'prompt' if len(prompts) == 1 else 'prompts'}"
     talk.print(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_lora.dataset.examples import Example
+from mlx_lora.dataset.examples import Example, Expected
 
 PAD = 0  # any token would do: padding is to the right and has weight zero
 # Rows whose lengths differ by less than this share may change places in the order of lengths.
@@ -21,6 +21,8 @@ class Batch:
     weights: np.ndarray  # (B, T) float32: 1 on trained targets, 0 on prompt and padding
     rows: np.ndarray  # (B,) int32: indices into the examples
     lengths: np.ndarray  # (B,) int32: real input tokens of each row
+    expected: Expected | None = None  # of all rows that have it, one after the other
+    expected_places: np.ndarray | None = None  # (A,) int64: where in the flat (B·T) arrays its lines belong
 
     @property
     def tokens(self) -> int:
@@ -79,4 +81,14 @@ def collate(examples: Sequence[Example], rows: Sequence[int], *, multiple: int =
         inputs[place, :length] = example.tokens[:-1]
         targets[place, :length] = example.tokens[1:]
         weights[place, :length] = example.loss_mask[1:]
-    return Batch(inputs, targets, weights, np.array(rows, dtype=np.int32), lengths)
+    return Batch(inputs, targets, weights, np.array(rows, dtype=np.int32), lengths, *_expected(chosen, padded))
+
+
+def _expected(examples: Sequence[Example], width: int) -> tuple[Expected, np.ndarray] | tuple[None, None]:
+    """Probabilities and places of the rows that have them; K is the same for all."""
+    rows = [(place, row, row.expected) for place, row in enumerate(examples) if row.expected is not None]
+    if not rows:
+        return None, None
+    places = [place * width + np.flatnonzero(row.loss_mask[1:]) for place, row, _ in rows]
+    tokens, shares = zip(*((of.tokens, of.shares) for _, _, of in rows), strict=True)
+    return Expected(np.concatenate(tokens), np.concatenate(shares)), np.concatenate(places)

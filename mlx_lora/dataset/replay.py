@@ -1,23 +1,35 @@
 """Replay: prompts whose answers the base gives itself before training, and those answers as rows.
 
-Rehearsing them keeps what the base knew (self-synthesized rehearsal, arXiv 2403.01244). Which prompts, how many and
-what a row is made of; the answers themselves come from training/replay.py. Knows nothing of MLX.
+Rehearsing them keeps what the base knew (self-synthesized rehearsal, arXiv 2403.01244). A row is not trained on its
+tokens but towards the probabilities that the base gave them and their rivals (learning without forgetting, arXiv
+1606.09282): while the model is still as the base was, there is no gradient, so no answer is learned by heart. Which
+prompts, how many and what a row is made of; the answers come from training/replay.py. Knows nothing of MLX.
 """
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 
 from mlx_lora.config import DataSettings
-from mlx_lora.dataset.examples import Example
+from mlx_lora.dataset.examples import Example, Expected
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.errors import DataError
 
 BUILTIN_PROMPTS = Path(__file__).parent.parent / "data" / "replay_prompts.txt"
+
+
+@dataclass(frozen=True)
+class BaseAnswer:
+    """What the base says to a prompt, with its end token where it ended by itself, and what it expected meanwhile."""
+
+    tokens: list[int]
+    ended: bool
+    expected: Expected
 
 
 def replay_rows(taught: int, share: float | None) -> int:
@@ -52,23 +64,21 @@ def choose_prompts(prompts: Iterable[Record], count: int, seed: int, asked: Iter
 
 
 def build_replay_examples(
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[tuple[Sequence[int], bool]],
-    count: int,
-    end_token: int,
-    settings: DataSettings,
+    prompts: Sequence[Sequence[int]], answers: Sequence[BaseAnswer], count: int, settings: DataSettings
 ) -> list[Example]:
-    """`count` rows from prompts (token ids) and answers (token ids, ended by itself), repeated in order if need be.
+    """`count` rows from prompts (token ids) and answers, repeated in order if need be.
 
-    Only the answer is trained. One that did not end by itself, or is cut at data.max_seq_length, gets no end token:
-    the model must not learn to end there. Raises: DataError where no prompt was answered.
+    Only the answer is trained. One that did not end by itself, or is cut at data.max_seq_length, has no end token: the
+    model must not learn to end there. Raises: DataError where no prompt was answered.
     """
     examples = []
-    for number, (prompt, (answer, ended)) in enumerate(zip(prompts, answers, strict=True), 1):
-        tokens = [*prompt, *answer, *([end_token] if ended else [])][: settings.max_seq_length]
-        if answer and len(tokens) > len(prompt):
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
+        trained = min(len(answer.tokens), settings.max_seq_length - len(prompt))
+        if trained > 0 and len(answer.tokens) > answer.ended:  # an end alone is no answer
+            tokens = np.array([*prompt, *answer.tokens[:trained]], np.int32)
             mask = np.arange(len(tokens)) >= len(prompt)
-            examples.append(Example(np.array(tokens, np.int32), mask, f"replay:{number}", None, len(tokens)))
+            expected = Expected(answer.expected.tokens[:trained], answer.expected.shares[:trained])
+            examples.append(Example(tokens, mask, f"replay:{number}", None, len(tokens), expected))
     if not examples:
         raise DataError(
             f"data.replay: the base answers none of {len(prompts)} prompts within data.max_seq_length",
@@ -78,10 +88,11 @@ def build_replay_examples(
 
 
 def examples_sha256(examples: Sequence[Example]) -> str:
-    """SHA-256 of the rows' tokens and of which of them are trained, in order."""
+    """SHA-256 of the rows' tokens and of what they are trained towards, in order."""
     digest = hashlib.sha256()
     for example in examples:
-        for array in (np.int64(len(example.tokens)), example.tokens.astype(np.int32), example.loss_mask):
+        own = [] if example.expected is None else [example.expected.tokens, example.expected.shares]
+        for array in (np.int64(len(example.tokens)), example.tokens.astype(np.int32), example.loss_mask, *own):
             digest.update(array.tobytes())
     return digest.hexdigest()
 

@@ -14,13 +14,14 @@ import numpy as np
 from mlx_lora.dataset.batches import Batch
 from mlx_lora.training.frozen import FrozenStore, PassThrough
 from mlx_lora.training.head import select, supervised_nats
-from mlx_lora.training.loss import summed_nats
+from mlx_lora.training.loss import summed_divergence, summed_nats
 from mlx_lora.training.prefix import PrefixedCache, RecordingCache
 from mlx_lora.training.trunk import Trunk
 
 Arrays = dict[str, mx.array]
 PREFIX_MULTIPLE = 4  # few distinct lengths mean few distinct shapes
 POSITION_MULTIPLE = 16
+_EXPECTED = ("expected_tokens", "expected_shares", "expected_weights")
 
 
 @dataclass
@@ -44,29 +45,49 @@ class Engine:
         arrays = {"inputs": inputs}
         if prefix:
             arrays["prefix"] = batch.inputs[:1, :prefix]
-        if self.supervised_positions:
-            positions = np.flatnonzero(weights)
-            spare = -len(positions) % POSITION_MULTIPLE  # weight 0: no effect, fewer shapes
-            padded = np.pad(positions, (0, spare))
-            arrays |= {"positions": padded.astype(np.int32), "targets": targets.reshape(-1)[padded]}
-            arrays["weights"] = np.pad(weights.reshape(-1)[positions], (0, spare))
-        else:
+        if batch.expected is not None and batch.expected_places is not None:
+            rows, columns = np.divmod(batch.expected_places, batch.inputs.shape[1])
+            weights = weights.copy()
+            weights[rows, columns - prefix] = 0.0  # trained towards probabilities, not towards a token
+            arrays |= _padded(
+                {"expected_positions": (rows * inputs.shape[1] + columns - prefix).astype(np.int32)}
+                | {"expected_tokens": batch.expected.tokens, "expected_shares": batch.expected.shares}
+                | {"expected_weights": np.ones(len(rows), np.float32)}
+            )
+        if not self.supervised_positions:
             arrays |= {"targets": targets, "weights": weights}
+        elif weights.any():
+            positions = np.flatnonzero(weights).astype(np.int32)
+            chosen = {"targets": targets.reshape(-1)[positions], "weights": weights.reshape(-1)[positions]}
+            arrays |= _padded({"positions": positions, **chosen})
         ready = {name: mx.array(array) for name, array in arrays.items()}
         return ready if store is None else ready | store.arrays(batch, prefix)
 
     def nats(self, arrays: Mapping[str, mx.array]) -> mx.array:
         """Summed, weighted token losses of a batch in nats (scalar, float32)."""
-        if self.trunk is None:
-            return summed_nats(self.model(arrays["inputs"]), arrays["targets"], arrays["weights"])
+        expected = [arrays[name] for name in _EXPECTED if name in arrays]
+        if self.trunk is None or not self.supervised_positions:
+            logits = self.model(arrays["inputs"]) if self.trunk is None else self.trunk.logits(self._states(arrays))
+            nats = summed_nats(logits, arrays["targets"], arrays["weights"])
+            if expected:
+                nats = nats + summed_divergence(select(logits, arrays["expected_positions"])[0], *expected)
+            return nats
+        states, nats = self._states(arrays), mx.array(0.0)
+        if "positions" in arrays:
+            chosen, of = select(states, arrays["positions"]), [arrays["targets"], arrays["weights"]]
+            nats = supervised_nats(self.trunk.logits, chosen, summed_nats, of, self.vocabulary)
+        if expected:
+            chosen = select(states, arrays["expected_positions"])
+            nats = nats + supervised_nats(self.trunk.logits, chosen, summed_divergence, expected, self.vocabulary)
+        return nats
+
+    def _states(self, arrays: Mapping[str, mx.array]) -> mx.array:
+        """The trunk's states (B, T, D) of the rows after their shared prefix."""
+        assert self.trunk is not None
         cache = self._prefix_cache(arrays) if "prefix" in arrays else None
         if self.boundary is not None:
             self.boundary.give(arrays["boundary"])
-        states = self.trunk.states(arrays["inputs"], cache)
-        if not self.supervised_positions:
-            return summed_nats(self.trunk.logits(states), arrays["targets"], arrays["weights"])
-        chosen = select(states, arrays["positions"])
-        return supervised_nats(self.trunk.logits, chosen, arrays["targets"], arrays["weights"], self.vocabulary)
+        return self.trunk.states(arrays["inputs"], cache)
 
     def _prefix_cache(self, arrays: Mapping[str, mx.array]) -> Sequence[Any]:
         assert self.trunk is not None
@@ -82,6 +103,12 @@ class Engine:
         if not self.shared_prefix or len(batch.rows) < 2:
             return stored
         return max(stored, shared_prefix_length(batch) // PREFIX_MULTIPLE * PREFIX_MULTIPLE)
+
+
+def _padded(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`arrays` with zeros after their lines up to the next POSITION_MULTIPLE: weight 0, no effect, fewer shapes."""
+    spare = -len(next(iter(arrays.values()))) % POSITION_MULTIPLE
+    return {name: np.pad(array, [(0, spare)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
 
 
 def shared_prefix_length(batch: Batch) -> int:

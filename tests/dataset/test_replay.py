@@ -4,12 +4,16 @@ import re
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlx_lora.config import DataSettings
+from mlx_lora.dataset.batches import collate
+from mlx_lora.dataset.examples import Example, Expected
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.dataset.replay import (
+    BaseAnswer,
     build_replay_examples,
     choose_prompts,
     examples_sha256,
@@ -44,29 +48,57 @@ def test_replay_rows_are_the_share_of_all_rows(taught: int, share: float | None,
     assert replay_rows(taught, share) == rows
 
 
+def said(*tokens: int, ended: bool = False) -> BaseAnswer:
+    """An answer, every token of which the base expected with probability 1/2, and its successor with 1/4."""
+    lines = np.array([[token, token + 1] for token in tokens], np.int32).reshape(-1, 2)
+    return BaseAnswer(list(tokens), ended, Expected(lines, np.tile(np.float32([0.5, 0.25]), (len(tokens), 1))))
+
+
+def rows_of(prompts: list[list[int]], answers: list[BaseAnswer], count: int) -> list[Example]:
+    return build_replay_examples(prompts, answers, count, SETTINGS)
+
+
 def test_only_the_answer_is_trained_and_its_end_only_where_the_base_ended_by_itself() -> None:
-    ended, cut = build_replay_examples([[5, 6], [5, 7]], [([8, 9], True), ([8, 9], False)], 2, END, SETTINGS)
+    ended, cut = rows_of([[5, 6], [5, 7]], [said(8, 9, END, ended=True), said(8, 9)], 2)
     assert (ended.tokens.tolist(), ended.loss_mask.tolist()) == ([5, 6, 8, 9, END], [False, False, True, True, True])
     assert (cut.tokens.tolist(), cut.loss_mask.tolist()) == ([5, 7, 8, 9], [False, False, True, True])
+    assert ended.expected is not None
+    assert ended.expected.tokens.tolist() == [[8, 9], [9, 10], [END, END + 1]]
 
 
-def test_an_answer_that_does_not_fit_loses_its_end_and_learns_none() -> None:
-    (row,) = build_replay_examples([[5, 6]], [([8, 9, 10, 11, 12, 13], True)], 1, END, SETTINGS)
+def test_an_answer_that_does_not_fit_is_cut_with_its_end_and_its_probabilities() -> None:
+    (row,) = rows_of([[5, 6]], [said(8, 9, 10, 11, 12, 13, END, ended=True)], 1)
     assert row.tokens.tolist() == [5, 6, 8, 9, 10, 11, 12, 13]
-    (row,) = build_replay_examples([[5, 6]], [([8, 9, 10, 11, 12], True)], 1, END, SETTINGS)
+    assert row.expected is not None
+    assert row.expected.tokens[:, 0].tolist() == [8, 9, 10, 11, 12, 13]
+    assert row.expected.shares.shape == (6, 2)
+    (row,) = rows_of([[5, 6]], [said(8, 9, 10, 11, 12, END, ended=True)], 1)
     assert row.tokens.tolist() == [5, 6, 8, 9, 10, 11, 12, END]
 
 
 def test_prompts_without_an_answer_or_too_long_are_left_out_and_the_others_repeated() -> None:
-    answers = [([], True), ([8], True), ([9], False), ([10], True)]
-    rows = build_replay_examples([[5], [6], [7] * 8, [4]], answers, 5, END, SETTINGS)
+    answers = [said(END, ended=True), said(8, END, ended=True), said(9), said(10, END, ended=True)]
+    rows = rows_of([[5], [6], [7] * 8, [4]], answers, 5)
     assert [row.tokens.tolist() for row in rows] == [[6, 8, END], [4, 10, END], [6, 8, END], [4, 10, END], [6, 8, END]]
     assert [row.place for row in rows[:2]] == ["replay:2", "replay:4"]
 
 
 def test_a_base_that_answers_nothing_is_an_error() -> None:
-    with pytest.raises(DataError, match=r"data\.replay: the base answers none of 2 prompts"):
-        build_replay_examples([[5], [6]], [([], True), ([], False)], 2, END, SETTINGS)
+    with pytest.raises(DataError, match=r"data\.replay: the base answers none of 1 prompts"):
+        rows_of([[5]], [said(END, ended=True)], 2)
+
+
+def test_batches_hold_the_probabilities_where_their_tokens_are_trained() -> None:
+    taught = Example(np.int32([5, 6, 7]), np.array([False, False, True]), "train:1", None)
+    rows = [taught, *rows_of([[5, 6], [5]], [said(8, 9), said(8, END, ended=True)], 2)]
+    batch = collate(rows, [1, 0, 2])
+    assert batch.expected is not None
+    assert batch.expected_places is not None
+    assert batch.expected_places.tolist() == [1, 2, 16, 17]
+    assert batch.targets.reshape(-1)[batch.expected_places].tolist() == [8, 9, 8, END]
+    assert batch.expected.tokens[:, 0].tolist() == [8, 9, 8, END]
+    assert batch.targets_count == 5
+    assert collate(rows, [0]).expected is None
 
 
 def test_a_larger_count_keeps_the_prompts_of_a_smaller_and_another_seed_draws_others() -> None:
@@ -104,11 +136,13 @@ def test_a_prompt_file_that_cannot_be_used_is_named(content: bytes | None, words
         read_prompts(str(path))
 
 
-def test_the_hash_of_rows_sees_tokens_masks_and_order() -> None:
-    pairs = [([5, 6], ([8, 9], True)), ([5], ([6, 8, 9], True)), ([5, 6], ([8, 9], False))]
-    rows = [build_replay_examples([prompt], [answer], 1, END, SETTINGS)[0] for prompt, answer in pairs]
+def test_the_hash_of_rows_sees_tokens_masks_probabilities_and_order() -> None:
+    pairs = [([5, 6], said(8, 9)), ([5], said(6, 8, 9)), ([5, 6], said(8, 7)), ([5, 6], said(8, 9))]
+    rows = [rows_of([prompt], [answer], 1)[0] for prompt, answer in pairs]
     assert rows[0].tokens.tolist() == rows[1].tokens.tolist()
-    orders = [rows, rows[::-1], rows[:1], rows[1:2], rows[2:]]
+    assert rows[3].expected is not None
+    rows[3].expected.shares[0, 0] = 0.6
+    orders = [rows, rows[::-1], *([row] for row in rows)]
     assert len({examples_sha256(order) for order in orders}) == len(orders)
 
 
