@@ -126,8 +126,12 @@ def tolerance(model: nn.Module) -> float:
 
 
 def check_batch(examples: Sequence[Example], settings: TrainSettings) -> Batch:
-    """The first rows of the first batch: enough to compare, small enough for the plain way's memory."""
-    return collate(examples, sample_batches(examples, settings)[0][:CHECK_ROWS])
+    """The first rows of the first batch, and a replay row: enough to compare, little enough for the plain way."""
+    rows = list(sample_batches(examples, settings)[0][:CHECK_ROWS])
+    replay = next((row for row, example in enumerate(examples) if example.expected is not None), None)
+    if replay is not None and all(examples[row].expected is None for row in rows):
+        rows = [*rows[:1], replay]
+    return collate(examples, rows)
 
 
 def frozen_refusal(trunk: Trunk | None, settings: TrainSettings, first_layer: int, epochs: float) -> str | None:
