@@ -270,8 +270,8 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
 @effect_of("data.replay")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     rehearsed = bench.run({"data.replay": 0.25})
-    assert "replay: 4 rows (25% of all) from 4 prompts" in rehearsed.said
-    assert rehearsed.column("epoch") == [0.25, 0.5, 0.75, 1.0]  # 12 + 4 rows in batches of four
+    assert "replay: 4 rows join each epoch's 12 (25% of all), drawn from 6 " in rehearsed.said  # four steps of three
+    assert all(more > few for more, few in zip(rehearsed.column("tokens"), bench.plain.column("tokens"), strict=True))
     assert rehearsed.column("loss", "validation")[0] == bench.plain.column("loss", "validation")[0]
 
 
@@ -279,7 +279,7 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     (bench.folder / "prompts.txt").write_text("Hm?\n", encoding="utf-8")
     rehearsed = bench.run({"data.replay": 0.25, "data.replay_prompts": str(bench.folder / "prompts.txt")})
-    assert "replay: 4 rows (25% of all) from 1 prompt that" in rehearsed.said
+    assert "drawn from 1 that the base answered" in rehearsed.said
 
 
 @effect_of("lora.method")

@@ -63,7 +63,7 @@ def _print_report(
         f"{inspection.padding_share:.1%} padding at batch size {config.train.batch_size}"
     )
     if inspection.replay_rows:
-        console.print(f"{inspection.replay_rows} of an epoch's rows are replay: the base answers them before training")
+        console.print(f"{inspection.replay_rows} replay rows join each epoch, which the base answers before training")
     for example in shown:
         _print_row(console, example, tokenizer)
     for label, style, lines in (

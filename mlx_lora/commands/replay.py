@@ -15,18 +15,21 @@ if TYPE_CHECKING:
 
 
 def build_replay(
-    config: RunConfig, base: "LoadedModel", tokenizer: "Tokenizer", splits: "DataSplits", taught: int
+    config: RunConfig, base: "LoadedModel", tokenizer: "Tokenizer", splits: "DataSplits", taught: int, ranks: int
 ) -> "list[Example]":
-    """The rows that join the `taught` ones; says in one line what they are. Raises: DataError."""
+    """The rows that the epochs of `taught` rows draw from; says in one line what they are. Raises: DataError."""
     from mlx_lora.dataset.examples import record_prompt
     from mlx_lora.dataset.replay import build_replay_examples, choose_prompts, read_prompts, replay_rows
+    from mlx_lora.training.loop import build_schedule
     from mlx_lora.training.replay import answer_prompts
 
     count = replay_rows(taught, config.data.replay)
     if not count:
         return []
     asked = [*splits.train, *splits.valid, *splits.test]
-    chosen = choose_prompts(read_prompts(config.data.replay_prompts), count, config.train.seed, asked)
+    schedule = build_schedule([1] * taught, config.train, ranks)
+    most = -(-count * schedule.total_steps // schedule.steps_per_epoch)  # more are never reached
+    chosen = choose_prompts(read_prompts(config.data.replay_prompts), most, config.train.seed, asked)
     prompts = [record_prompt(record, tokenizer, config.data) for record in chosen]
     name = f"{base.identity.config_sha256} {base.identity.weights_sha256} {base.compute}"
     answers = []
@@ -36,13 +39,13 @@ def build_replay(
                 answers = event
             else:
                 bar.show(*event)
-    rows = build_replay_examples(prompts, answers, count, config.data)
+    rows = build_replay_examples(prompts, answers, config.data)
     ended = sum(answer.ended for answer in answers)
     trained = sum(int(row.loss_mask.sum()) for row in rows)
-    sources = f"{len(prompts)} {'prompt' if len(prompts) == 1 else 'prompts'}"
+    share = count / (count + taught)
     talk.print(
-        f"replay: {len(rows)} rows ({len(rows) / (len(rows) + taught):.0%} of all) from {sources} that the base "
-        f"answered, {trained:,} trained tokens; {ended} of its answers end, the others are cut",
+        f"replay: {count} rows join each epoch's {taught} ({share:.0%} of all), drawn from {len(rows)} that the base "
+        f"answered ({trained:,} trained tokens; {ended} answers end, the others are cut)",
         markup=False,
         soft_wrap=True,
     )

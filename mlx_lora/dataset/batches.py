@@ -57,6 +57,16 @@ def plan_epoch(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int
     return [tuple(int(row) for row in batches[place]) for place in generator.permutation(len(batches))]
 
 
+def plan_replay(first: int, count: int, pool: int, *, seed: int) -> list[int]:
+    """`count` of `pool` rows from place `first` of an endless row of them: each once, then each again in another order.
+
+    All of it follows from `seed`.
+    """
+    turns = range(first // pool, (first + count - 1) // pool + 1) if count else ()
+    orders = [np.random.Generator(np.random.PCG64([seed, turn, 1])).permutation(pool) for turn in turns]
+    return [int(orders[place // pool - first // pool][place % pool]) for place in range(first, first + count)]
+
+
 def plan_validation(lengths: Sequence[int], batch_size: int) -> list[tuple[int, ...]]:
     """Row indices of each batch of a validation: by length, the same every time, every row exactly once."""
     order = [int(row) for row in np.argsort(np.asarray(lengths), kind="stable")]

@@ -62,7 +62,7 @@ class Inspection:
     contradictions: list[Contradiction]
     steps_per_epoch: int
     steps: int
-    replay_rows: int  # that join the training rows (data.replay)
+    replay_rows: int  # that join the training rows in an epoch (data.replay)
     padding_share: float  # of the first epoch's batches, without replay rows
     faults: list[str]
     hints: list[str]
@@ -99,9 +99,7 @@ def inspect_splits(
     reports = {name: _report(records[name], built[name], eos_ids, config.data) for name in records}
     lengths = [len(example.tokens) - 1 for example in built["train"].examples]
     plan = plan_epoch(lengths, config.train.batch_size, seed=config.train.seed, epoch=0)
-    replay = replay_rows(len(lengths), config.data.replay)
-    batches = -(-(len(lengths) + replay) // config.train.batch_size)
-    steps_per_epoch = -(-batches // config.train.gradient_accumulation_steps)
+    steps_per_epoch = -(-len(plan) // config.train.gradient_accumulation_steps)
     steps = config.train.steps or (config.train.epochs or 0) * steps_per_epoch
     overlaps = {f"train/{name}": _overlap(splits.train, records[name]) for name in ("valid", "test")}
     contradictions = _contradictions([record for split in records.values() for record in split])
@@ -122,7 +120,7 @@ def inspect_splits(
         contradictions=contradictions,
         steps_per_epoch=steps_per_epoch,
         steps=steps,
-        replay_rows=replay,
+        replay_rows=replay_rows(len(lengths), config.data.replay),
         padding_share=_padding_share(lengths, plan),
         faults=faults,
         hints=list(dict.fromkeys(hint for name in records for hint in built[name].hints)),

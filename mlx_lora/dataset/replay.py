@@ -9,7 +9,6 @@ prompts, how many and what a row is made of; the answers come from training/repl
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +32,7 @@ class BaseAnswer:
 
 
 def replay_rows(taught: int, share: float | None) -> int:
-    """How many rows to add to `taught` ones, so that they are `share` of all: at least one for any share above 0."""
+    """How many rows to add to an epoch's `taught` ones, so that they are `share` of all; at least one for a share."""
     return max(1, round(taught * share / (1 - share))) if share and taught else 0
 
 
@@ -64,9 +63,9 @@ def choose_prompts(prompts: Iterable[Record], count: int, seed: int, asked: Iter
 
 
 def build_replay_examples(
-    prompts: Sequence[Sequence[int]], answers: Sequence[BaseAnswer], count: int, settings: DataSettings
+    prompts: Sequence[Sequence[int]], answers: Sequence[BaseAnswer], settings: DataSettings
 ) -> list[Example]:
-    """`count` rows from prompts (token ids) and answers, repeated in order if need be.
+    """The rows of prompts (token ids) and answers, without those that got none or have no room for one.
 
     Only the answer is trained. One that did not end by itself, or is cut at data.max_seq_length, has no end token: the
     model must not learn to end there. Raises: DataError where no prompt was answered.
@@ -84,7 +83,7 @@ def build_replay_examples(
             f"data.replay: the base answers none of {len(prompts)} prompts within data.max_seq_length",
             "raise data.max_seq_length, or name other prompts with data.replay_prompts",
         )
-    return list(islice(cycle(examples), count))
+    return examples
 
 
 def examples_sha256(examples: Sequence[Example]) -> str:

@@ -11,6 +11,7 @@ import mlx.nn as nn
 
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
+from mlx_lora.dataset.replay import replay_rows
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.distributed import Group
@@ -135,18 +136,29 @@ def build_session(
     config: RunConfig, model: nn.Module, train_set: Sequence[Example], valid_set: Sequence[Example],
     group: Group | None = None,
 ) -> Session:  # fmt: skip
-    """Put a run together; `model` has its adapters. Raises: TrainingError when there is nothing to train on."""
+    """Put a run together; `model` has its adapters, and `train_set` the taught rows before the replay rows.
+
+    Raises: TrainingError when there is nothing to train on.
+    """
     if not train_set:
         raise TrainingError("there are no training rows", "see `mlx-lora check`")
     trainable = Trainable(model)
-    engine, reports = build_engine(model, train_set, config.train, config.lora)
+    group = group or Group()
+    taught = [len(example.tokens) - 1 for example in train_set if example.expected is None]
+    schedule = build_schedule(
+        taught,
+        config.train,
+        group.size,
+        replay_pool=len(train_set) - len(taught),
+        replay_rows=replay_rows(len(taught), config.data.replay),
+    )
+    batches = [share for rows in schedule.first_batches() if (share := group.share(rows))]
+    engine, reports = build_engine(model, train_set, batches, config.train, config.lora)
     model.train()
     compiled = config.train.engine == "auto" or "compiled_step" in config.train.engine
     stepper = Stepper(engine, trainable, build_optimizer(config.optimizer), config.optimizer, compiled=compiled)
     if compiled:
         reports.append(PartReport("compiled_step", True, "loss, gradients and update as two compiled functions"))
-    group = group or Group()
-    schedule = build_schedule([len(example.tokens) - 1 for example in train_set], config.train, group.size)
     return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports, group=group)
 
 
@@ -201,7 +213,7 @@ def _freeze(session: Session, first_layer: int, base: str, folder: Path) -> Gene
 
 def _plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
     """The plain way's loss and gradients on the first rows, computed now: the layers may be gone later."""
-    batch = check_batch(session.train_set, session.config.train)
+    batch = check_batch(session.train_set, session.schedule.micro_batches(1)[0])
     optimizer = session.config.optimizer
     plain = Stepper(
         Engine(session.model), session.stepper.trainable, build_optimizer(optimizer), optimizer, compiled=False
@@ -214,7 +226,7 @@ def _plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
 
 def _compare(session: Session, expected: tuple[mx.array, dict[str, mx.array]], removed: list[Any]) -> PartReport:
     stepper, trunk = session.stepper, session.stepper.engine.trunk
-    batch = check_batch(session.train_set, session.config.train)
+    batch = check_batch(session.train_set, session.schedule.micro_batches(1)[0])
     mx.random.seed(session.config.train.seed)
     found = stepper.gradients(stepper.engine.arrays(batch, session.store))
     difference, limit = gradient_difference(found, expected), tolerance(session.model)

@@ -21,7 +21,7 @@ def few_tokens(monkeypatch):
 
 @pytest.fixture
 def rehearse(run_file, tmp_path):
-    """A run file with data.replay: 0.4 and prompts of its own: four rows join the six."""
+    """A run file with data.replay: 0.4 and prompts of its own, one of them the run's: four rows join the six."""
 
     def write(**sections):
         (tmp_path / "prompts.txt").write_text("Who are you?\nWhat is tea?\nWhat is the sky?\nHello!\nName a bird.\n")
@@ -31,12 +31,18 @@ def rehearse(run_file, tmp_path):
     return write
 
 
-def test_replay_rows_join_the_run_and_are_told(rehearse, tmp_path, capsys):
+def test_replay_rows_join_every_step_and_are_told(rehearse, run_file, tmp_path, capsys):
     assert run_train(rehearse()) == 0
     said = capsys.readouterr().err
-    assert "replay: 4 rows (40% of all) from 4 prompts that the base answered" in said
+    assert "replay: 4 rows join each epoch's 6 (40% of all), drawn from 4 that the base answered" in said
     assert "6 training rows" in said
-    assert [event["epoch"] for event in events(tmp_path / "run", "step")][4] == 1.0  # ten rows in batches of two
+    steps = events(tmp_path / "run", "step")
+    assert [event["epoch"] for event in steps][2] == 1.0  # as without replay: six rows in batches of two
+    plain = run_file(output_dir=str(tmp_path / "plain"))
+    assert run_train(plain) == 0
+    for event, without in zip(steps, events(tmp_path / "plain", "step"), strict=True):
+        assert event["learning_rate"] == without["learning_rate"]
+        assert event["targets"] > without["targets"]
     facts = json.loads((tmp_path / "run" / "adapter_config.json").read_text())["mlx_lora"]
     assert set(facts["data_sha256"]) == {"train", "valid", "replay"}
 
@@ -83,12 +89,12 @@ def test_the_engine_and_the_plain_way_rehearse_alike(rehearse, tmp_path, capsys)
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-def test_check_counts_the_steps_that_replay_adds(rehearse, capsys):
+def test_check_counts_the_rows_that_replay_adds(rehearse, capsys):
     assert run_check(load_config(rehearse()), json_output=True, show=0) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["replay_rows"], report["steps_per_epoch"], report["steps"]) == (4, 5, 15)
+    assert (report["replay_rows"], report["steps_per_epoch"], report["steps"]) == (4, 3, 9)
     assert run_check(load_config(rehearse()), json_output=False, show=0) == 0
-    assert "4 of an epoch's rows are replay" in capsys.readouterr().out
+    assert "4 replay rows join each epoch" in capsys.readouterr().out
 
 
 def test_a_missing_prompt_file_ends_the_run_before_it_begins(rehearse, tmp_path):

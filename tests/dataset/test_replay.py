@@ -54,12 +54,12 @@ def said(*tokens: int, ended: bool = False) -> BaseAnswer:
     return BaseAnswer(list(tokens), ended, Expected(lines, np.tile(np.float32([0.5, 0.25]), (len(tokens), 1))))
 
 
-def rows_of(prompts: list[list[int]], answers: list[BaseAnswer], count: int) -> list[Example]:
-    return build_replay_examples(prompts, answers, count, SETTINGS)
+def rows_of(prompts: list[list[int]], answers: list[BaseAnswer]) -> list[Example]:
+    return build_replay_examples(prompts, answers, SETTINGS)
 
 
 def test_only_the_answer_is_trained_and_its_end_only_where_the_base_ended_by_itself() -> None:
-    ended, cut = rows_of([[5, 6], [5, 7]], [said(8, 9, END, ended=True), said(8, 9)], 2)
+    ended, cut = rows_of([[5, 6], [5, 7]], [said(8, 9, END, ended=True), said(8, 9)])
     assert (ended.tokens.tolist(), ended.loss_mask.tolist()) == ([5, 6, 8, 9, END], [False, False, True, True, True])
     assert (cut.tokens.tolist(), cut.loss_mask.tolist()) == ([5, 7, 8, 9], [False, False, True, True])
     assert ended.expected is not None
@@ -67,30 +67,30 @@ def test_only_the_answer_is_trained_and_its_end_only_where_the_base_ended_by_its
 
 
 def test_an_answer_that_does_not_fit_is_cut_with_its_end_and_its_probabilities() -> None:
-    (row,) = rows_of([[5, 6]], [said(8, 9, 10, 11, 12, 13, END, ended=True)], 1)
+    (row,) = rows_of([[5, 6]], [said(8, 9, 10, 11, 12, 13, END, ended=True)])
     assert row.tokens.tolist() == [5, 6, 8, 9, 10, 11, 12, 13]
     assert row.expected is not None
     assert row.expected.tokens[:, 0].tolist() == [8, 9, 10, 11, 12, 13]
     assert row.expected.shares.shape == (6, 2)
-    (row,) = rows_of([[5, 6]], [said(8, 9, 10, 11, 12, END, ended=True)], 1)
+    (row,) = rows_of([[5, 6]], [said(8, 9, 10, 11, 12, END, ended=True)])
     assert row.tokens.tolist() == [5, 6, 8, 9, 10, 11, 12, END]
 
 
-def test_prompts_without_an_answer_or_too_long_are_left_out_and_the_others_repeated() -> None:
+def test_prompts_without_an_answer_or_too_long_are_left_out() -> None:
     answers = [said(END, ended=True), said(8, END, ended=True), said(9), said(10, END, ended=True)]
-    rows = rows_of([[5], [6], [7] * 8, [4]], answers, 5)
-    assert [row.tokens.tolist() for row in rows] == [[6, 8, END], [4, 10, END], [6, 8, END], [4, 10, END], [6, 8, END]]
-    assert [row.place for row in rows[:2]] == ["replay:2", "replay:4"]
+    rows = rows_of([[5], [6], [7] * 8, [4]], answers)
+    assert [row.tokens.tolist() for row in rows] == [[6, 8, END], [4, 10, END]]
+    assert [row.place for row in rows] == ["replay:2", "replay:4"]
 
 
 def test_a_base_that_answers_nothing_is_an_error() -> None:
     with pytest.raises(DataError, match=r"data\.replay: the base answers none of 1 prompts"):
-        rows_of([[5]], [said(END, ended=True)], 2)
+        rows_of([[5]], [said(END, ended=True)])
 
 
 def test_batches_hold_the_probabilities_where_their_tokens_are_trained() -> None:
     taught = Example(np.int32([5, 6, 7]), np.array([False, False, True]), "train:1", None)
-    rows = [taught, *rows_of([[5, 6], [5]], [said(8, 9), said(8, END, ended=True)], 2)]
+    rows = [taught, *rows_of([[5, 6], [5]], [said(8, 9), said(8, END, ended=True)])]
     batch = collate(rows, [1, 0, 2])
     assert batch.expected is not None
     assert batch.expected_places is not None
@@ -138,7 +138,7 @@ def test_a_prompt_file_that_cannot_be_used_is_named(content: bytes | None, words
 
 def test_the_hash_of_rows_sees_tokens_masks_probabilities_and_order() -> None:
     pairs = [([5, 6], said(8, 9)), ([5], said(6, 8, 9)), ([5, 6], said(8, 7)), ([5, 6], said(8, 9))]
-    rows = [rows_of([prompt], [answer], 1)[0] for prompt, answer in pairs]
+    rows = [rows_of([prompt], [answer])[0] for prompt, answer in pairs]
     assert rows[0].tokens.tolist() == rows[1].tokens.tolist()
     assert rows[3].expected is not None
     rows[3].expected.shares[0, 0] = 0.6
