@@ -41,6 +41,14 @@ class DataSettings(Settings):
     truncation: Literal["error", "drop", "prompt"] = Field(
         "error", description="A row over the limit: stop, leave it out, or shorten its prompt from the left."
     )
+    replay: Share | None = Field(
+        None,
+        description="Share of all training rows that the base answers itself before training, so that it forgets "
+        "less; null for none.",
+    )
+    replay_prompts: str | None = Field(
+        None, description="Prompts to replay: a .txt file (one a line), any data file, or null for the built-in ones."
+    )
 
 
 class LoraSettings(Settings):
@@ -87,6 +95,11 @@ class TrainSettings(Settings):
     )
     early_stopping_patience: Positive | None = Field(
         None, description="Stop after this many validations without a better loss; null never does."
+    )
+    retention: str | None = Field(
+        "general-knowledge",
+        description="Questions asked of base and adapter at the end, to see what was forgotten: `general-knowledge` "
+        "(50 built-in ones), a data file, or null.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="Seed of A, dropout, the split and the order of rows."

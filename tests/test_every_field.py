@@ -115,7 +115,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         f"model: {folder}/model\n"
         f"data: {{train: {folder}/train.jsonl, valid: {folder}/valid.jsonl}}\n"
         "lora: {rank: 4, alpha: 8}\n"
-        "train: {steps: 4, batch_size: 4, engine: plain}\n"
+        "train: {steps: 4, batch_size: 4, engine: plain, retention: null}\n"
         "optimizer: {warmup_ratio: 0.25}\n"
         f"output_dir: {folder}/out\n",
         encoding="utf-8",
@@ -267,6 +267,21 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert 0 < dropped.column("targets")[0] < sum(shortened.column("targets"))
 
 
+@effect_of("data.replay")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    rehearsed = bench.run({"data.replay": 0.25})
+    assert "replay: 4 rows join each epoch's 12 (25% of all), drawn from 6 " in rehearsed.said  # four steps of three
+    assert all(more > few for more, few in zip(rehearsed.column("tokens"), bench.plain.column("tokens"), strict=True))
+    assert rehearsed.column("loss", "validation")[0] == bench.plain.column("loss", "validation")[0]
+
+
+@effect_of("data.replay_prompts")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    (bench.folder / "prompts.txt").write_text("Hm?\n", encoding="utf-8")
+    rehearsed = bench.run({"data.replay": 0.25, "data.replay_prompts": str(bench.folder / "prompts.txt")})
+    assert "drawn from 1 that the base answered" in rehearsed.said
+
+
 @effect_of("lora.method")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     dora = bench.run({"lora.method": "dora"})
@@ -411,6 +426,14 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     values = {"optimizer.learning_rate": 0.0, "train.eval_every": 1, "train.steps": 9}
     assert len(bench.run(values).column("step")) == 9
     assert bench.run({**values, "train.early_stopping_patience": 2}).column("step") == [1, 2, 3]
+
+
+@effect_of("train.retention")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    watched = bench.run({"train.retention": str(bench.folder / "train2.jsonl")})
+    assert watched.same_weights(bench.plain)
+    assert watched.column("questions", "retention") == [ROWS]
+    assert bench.plain.column("questions", "retention") == []
 
 
 @effect_of("train.seed")

@@ -43,7 +43,7 @@ def write_run(folder: Path, *, rows: int, **train: Any) -> Path:
         "model": MODEL,
         "data": {"train": str(folder / "train.jsonl"), "valid_share": 0.0, "max_seq_length": 64},
         "lora": {"rank": 8, "alpha": 16, "layers": 4},
-        "train": {"batch_size": 4, **train},
+        "train": {"batch_size": 4, "retention": None, **train},
         "optimizer": {"learning_rate": 2e-3},
         "output_dir": str(folder / "run"),
     }

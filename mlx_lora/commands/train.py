@@ -5,8 +5,9 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import FrameType
@@ -46,7 +47,7 @@ def run_train(
     group = join_group()
     talk.quiet = not group.leads
     try:
-        session, stopped_by, seconds = _run(config, group, resume=resume, overwrite=overwrite)
+        session, stopped_by, seconds, retention = _run(config, group, resume=resume, overwrite=overwrite)
     except MlxLoraError as error:
         if not group.leads:
             talk.quiet = False
@@ -55,20 +56,22 @@ def run_train(
     if not group.leads:
         return 0  # mlx.launch ends the other ranks when one ends with anything else
     folder = Path(config.output_dir)
-    summary = build_summary(session, folder, stopped_by, seconds)
+    summary = build_summary(session, folder, stopped_by, seconds) | {"retention": retention}
     print_summary(summary, folder, f"{'mlx.launch … -- ' if group.size > 1 else ''}mlx-lora train {path} --resume")
     if json_output:
         sys.stdout.write(json.dumps(summary) + "\n")
     return INTERRUPTED if stopped_by == "signal" else 0
 
 
-def _run(config: RunConfig, group: "Group", *, resume: bool, overwrite: bool) -> tuple["Session", str, float]:
+def _run(
+    config: RunConfig, group: "Group", *, resume: bool, overwrite: bool
+) -> tuple["Session", str, float, dict[str, Any] | None]:
     from mlx_lora.training.runfolder import Metrics, claim_folder
 
     folder = Path(config.output_dir)
     if group.leads:
         claim_folder(folder, resume=resume, overwrite=overwrite)
-    session, facts = _build(config, group)
+    session, facts, watch = _build(config, group)
     if resume:
         _resume(session, folder / "checkpoints", facts["fingerprint"])
     else:
@@ -87,12 +90,19 @@ def _run(config: RunConfig, group: "Group", *, resume: bool, overwrite: bool) ->
         if metrics and not resume:
             metrics.write("start", {"step": 0, **facts})
         stopped_by = _train(session, folder, facts, metrics, stop)
-    return session, stopped_by, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        retention = watch() if metrics and stopped_by != "signal" else None
+        if metrics and retention:
+            metrics.write("retention", {"step": session.progress.step, **retention})
+    return session, stopped_by, seconds, retention
 
 
-def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]]:
+def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any], Callable[[], dict[str, Any] | None]]:
+    from mlx_lora.commands.replay import build_replay
+    from mlx_lora.commands.retention import read_retention, watch_retention
     from mlx_lora.commands.rundata import load_run_tokenizer
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
+    from mlx_lora.dataset.replay import examples_sha256
     from mlx_lora.dataset.splits import load_splits, records_sha256
     from mlx_lora.lora.inject import inject_lora
     from mlx_lora.model.load import load_base
@@ -106,14 +116,16 @@ def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]
     for warning in inspection.warnings:
         talk.print(f"warning: {warning}", markup=False, soft_wrap=True)
     train_set, valid_set = built["train"].examples, built["valid"].examples
+    questions = read_retention(config, tokenizer)
     base = load_base(config.model, revision=config.revision, compute=config.compute)
+    replay = build_replay(config, base, tokenizer, splits, len(train_set), group.size)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
     print_header(config, base, injection, len(train_set), len(valid_set))
     for note in built["train"].notes:
         talk.print(f"note: {note}", markup=False, soft_wrap=True)
     if group.size > 1:
         talk.print(f"{group.size} ranks of {config.train.batch_size} rows each", markup=False)
-    session = build_session(config, base.model, train_set, valid_set, group)
+    session = build_session(config, base.model, [*train_set, *replay], valid_set, group)
     with RowsBar("frozen layers") as bar:
         store = cache_folder() / "frozen"
         for done, total in prepare_engine(session, injection.first_layer, base.identity.weights_sha256, store):
@@ -122,10 +134,12 @@ def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]
         mark = "on " if report.active else "off"
         talk.print(f"  {mark} {report.name:<21} {report.line}", markup=False, soft_wrap=True)
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
+    if replay:
+        data["replay"] = examples_sha256(replay)
     facts = _facts(config, base, data)
     if group.size > 1:
         facts["fingerprint"]["ranks"] = group.size  # the rows of a step follow from it
-    return session, facts
+    return session, facts, partial(watch_retention, config, base, session, questions)
 
 
 def _facts(config: RunConfig, base: "LoadedModel", data: dict[str, str]) -> dict[str, Any]:

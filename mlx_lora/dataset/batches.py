@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_lora.dataset.examples import Example
+from mlx_lora.dataset.examples import Example, Expected
 from mlx_lora.dataset.groups import UNGROUPED
 
 PAD = 0  # any token would do: padding is to the right and has weight zero
@@ -22,6 +22,8 @@ class Batch:
     weights: np.ndarray  # (B, T) float32: 1 on trained targets, 0 on prompt and padding
     rows: np.ndarray  # (B,) int32: indices into the examples
     lengths: np.ndarray  # (B,) int32: real input tokens of each row
+    expected: Expected | None = None  # of all rows that have it, one after the other
+    expected_places: np.ndarray | None = None  # (A,) int64: where in the flat (B·T) arrays its lines belong
 
     @property
     def tokens(self) -> int:
@@ -70,6 +72,16 @@ def plan_epoch(
     return [tuple(int(row) for row in batches[place]) for place in generator.permutation(len(batches))]
 
 
+def plan_replay(first: int, count: int, pool: int, *, seed: int) -> list[int]:
+    """`count` of `pool` rows from place `first` of an endless row of them: each once, then each again in another order.
+
+    All of it follows from `seed`.
+    """
+    turns = range(first // pool, (first + count - 1) // pool + 1) if count else ()
+    orders = [np.random.Generator(np.random.PCG64([seed, turn, 1])).permutation(pool) for turn in turns]
+    return [int(orders[place // pool - first // pool][place % pool]) for place in range(first, first + count)]
+
+
 def plan_validation(lengths: Sequence[int], batch_size: int) -> list[tuple[int, ...]]:
     """Row indices of each batch of a validation: by length, the same every time, every row exactly once."""
     order = [int(row) for row in np.argsort(np.asarray(lengths), kind="stable")]
@@ -103,4 +115,14 @@ def collate(examples: Sequence[Example], rows: Sequence[int], *, width: int | No
         inputs[place, :length] = example.tokens[:-1]
         targets[place, :length] = example.tokens[1:]
         weights[place, :length] = example.loss_mask[1:]
-    return Batch(inputs, targets, weights, np.array(rows, dtype=np.int32), lengths)
+    return Batch(inputs, targets, weights, np.array(rows, dtype=np.int32), lengths, *_expected(chosen, padded))
+
+
+def _expected(examples: Sequence[Example], width: int) -> tuple[Expected, np.ndarray] | tuple[None, None]:
+    """Probabilities and places of the rows that have them; K is the same for all."""
+    rows = [(place, row, row.expected) for place, row in enumerate(examples) if row.expected is not None]
+    if not rows:
+        return None, None
+    places = [place * width + np.flatnonzero(row.loss_mask[1:]) for place, row, _ in rows]
+    tokens, shares = zip(*((of.tokens, of.shares) for _, _, of in rows), strict=True)
+    return Expected(np.concatenate(tokens), np.concatenate(shares)), np.concatenate(places)

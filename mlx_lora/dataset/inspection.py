@@ -14,6 +14,7 @@ from mlx_lora.dataset.examples import ChatTokenizer, Example, ExampleSet, build_
 from mlx_lora.dataset.groups import prefix_groups
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import joined_faults
+from mlx_lora.dataset.replay import replay_rows
 from mlx_lora.dataset.splits import DataSplits
 from mlx_lora.errors import DataError
 
@@ -62,7 +63,8 @@ class Inspection:
     contradictions: list[Contradiction]
     steps_per_epoch: int
     steps: int
-    padding_share: float  # of the first epoch's batches
+    replay_rows: int  # that join the training rows in an epoch (data.replay)
+    padding_share: float  # of the first epoch's batches, without replay rows
     faults: list[str]
     hints: list[str]
     warnings: list[str]
@@ -120,6 +122,7 @@ def inspect_splits(
         contradictions=contradictions,
         steps_per_epoch=steps_per_epoch,
         steps=steps,
+        replay_rows=replay_rows(len(lengths), config.data.replay),
         padding_share=_padding_share(lengths, plan),
         faults=faults,
         hints=list(dict.fromkeys(hint for name in records for hint in built[name].hints)),

@@ -26,6 +26,8 @@ def _checkpointed(plain: type[nn.Module]) -> type[nn.Module]:
     """A subclass of the layer class `plain` whose call is recomputed in the backward pass."""
 
     def call(self: nn.Module, inputs: mx.array, mask: Any = None, cache: Any = None) -> Any:
+        if not self.training:  # validating or generating: there is no backward pass
+            return plain.__call__(self, inputs, mask, cache)
         trained = dict(tree_flatten(self.trainable_parameters()))
 
         @mx.checkpoint

@@ -81,6 +81,11 @@ def remove_frozen_layers(trunk: Trunk, boundary: int) -> PassThrough:
     return stand_ins[-1]
 
 
+def count_stand_ins(trunk: Trunk) -> int:
+    """How many of the lower layers are stand-ins: `boundary`, or 0 where all layers are there."""
+    return sum(isinstance(layer, PassThrough) for layer in trunk.layers)
+
+
 class FrozenStore:
     """What enters the layer at `boundary` for every row of a data set: a memory-mapped (tokens, D) array on disk.
 

@@ -4,12 +4,11 @@ Long answers go through in chunks, so that no (positions, V) array over the budg
 taken as soon as its logits are there (the idea of fused cross-entropy, as in Apple's arXiv 2411.09009, for any head).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_lora.training.loss import summed_nats
 from mlx_lora.training.trunk import Trunk
 
 CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time
@@ -37,19 +36,20 @@ def select(states: mx.array, positions: mx.array, slots: mx.array) -> mx.array:
     return rows
 
 
-def supervised_nats(head: Head, states: mx.array, targets: mx.array, weights: mx.array, vocabulary: int) -> mx.array:
-    """Weighted sum of the token losses, in nats; holds at most CHUNK_BYTES of logits at a time.
+def supervised_nats(
+    head: Head, states: mx.array, loss: Callable[..., mx.array], of: Sequence[mx.array], vocabulary: int
+) -> mx.array:
+    """`loss(logits, *of)` in nats, where logits (K, V) are the head's on `states`; holds at most CHUNK_BYTES of them.
 
-    states: (1, K, D); targets: (K,) int32; weights: (K,) float32. The head's own weights must be frozen.
+    states: (1, K, D); of: arrays (K, …), as summed_nats takes after its logits. The head's own weights must be frozen.
     """
     chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
-    count = targets.shape[0]
+    count = states.shape[1]
     if count <= chunk:
-        return summed_nats(head(states)[0], targets, weights)
+        return loss(head(states)[0], *of)
 
     def one(piece: mx.array, start: int) -> mx.array:
-        part = slice(start, start + chunk)
-        return summed_nats(head(piece)[0], targets[part], weights[part])
+        return loss(head(piece)[0], *(array[start : start + chunk] for array in of))
 
     # A chunk's gradient is taken in the forward pass, chunk after chunk, and only scaled in the backward.
     @mx.custom_function

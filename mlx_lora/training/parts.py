@@ -10,9 +10,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_lora.config import ENGINE_PARTS, LoraSettings, TrainSettings
-from mlx_lora.dataset.batches import Batch, collate, plan_epoch
+from mlx_lora.dataset.batches import Batch, collate
 from mlx_lora.dataset.examples import Example
-from mlx_lora.dataset.groups import prefix_groups
 from mlx_lora.training.checkpointing import checkpoint_layers
 from mlx_lora.training.engine import Engine, prefix_cut
 from mlx_lora.training.head import head_size
@@ -33,11 +32,15 @@ class PartReport:
 
 
 def build_engine(
-    model: nn.Module, examples: Sequence[Example], settings: TrainSettings, lora: LoraSettings
+    model: nn.Module,
+    examples: Sequence[Example],
+    batches: Sequence[Sequence[int]],
+    settings: TrainSettings,
+    lora: LoraSettings,
 ) -> tuple[Engine, list[PartReport]]:
     """The engine for this run and a report on each part; frozen layers are decided where the store is built.
 
-    `model` has its adapters already.
+    `model` has its adapters already; `batches` are rows that go together, which the reports are counted on.
     """
     trunk = find_trunk(model)
     if trunk is not None and settings.gradient_checkpointing:
@@ -49,7 +52,7 @@ def build_engine(
         why = "this family's trunk and head are not where mlx-lm's models have them: plain forward"
         return Engine(model), [PartReport(name, False, why) for name in asked if name != "compiled_step"]
     engine = Engine(model, trunk, vocabulary=head_size(trunk))
-    sample = [collate(examples, rows) for rows in sample_batches(examples, settings)]
+    sample = [collate(examples, rows) for rows in batches]
     reports = []
     if "supervised_positions" in asked:
         engine.supervised_positions = True
@@ -60,13 +63,6 @@ def build_engine(
         engine.shared_prefix = report.active
         reports.append(report)
     return engine, reports
-
-
-def sample_batches(examples: Sequence[Example], settings: TrainSettings, most: int = 50) -> list[tuple[int, ...]]:
-    """The first batches of the first epoch: what the reports are counted on."""
-    lengths = [len(example.tokens) - 1 for example in examples]
-    groups = prefix_groups(examples, settings.batch_size) if settings.group_by_prefix else None
-    return plan_epoch(lengths, settings.batch_size, seed=settings.seed, epoch=0, groups=groups)[:most]
 
 
 def _supervised_line(sample: Sequence[Batch]) -> PartReport:
@@ -123,9 +119,13 @@ def tolerance(model: nn.Module) -> float:
     return max(_TOLERANCE.get(array.dtype, 1e-4) for array in arrays)
 
 
-def check_batch(examples: Sequence[Example], settings: TrainSettings) -> Batch:
-    """The first rows of the first batch: enough to compare, small enough for the plain way's memory."""
-    return collate(examples, sample_batches(examples, settings)[0][:CHECK_ROWS])
+def check_batch(examples: Sequence[Example], rows: Sequence[int]) -> Batch:
+    """The first of `rows`, and a replay row: enough to compare, little enough for the plain way."""
+    rows = list(rows[:CHECK_ROWS])
+    replay = next((row for row, example in enumerate(examples) if example.expected is not None), None)
+    if replay is not None and all(examples[row].expected is None for row in rows):
+        rows = [*rows[:1], replay]
+    return collate(examples, rows)
 
 
 def frozen_refusal(trunk: Trunk | None, settings: TrainSettings, first_layer: int, epochs: float) -> str | None:

@@ -46,9 +46,10 @@ class Metrics:
 
 
 def _step(line: str) -> int:
-    """The step of an event; a torn last line belongs to no step that was kept."""
+    """The step of an event; a torn last line, and what is asked anew at the end, belong to none that is kept."""
     try:
-        return int(json.loads(line).get("step", 0))
+        event = json.loads(line)
+        return 2**62 if event.get("event") == "retention" else int(event.get("step", 0))
     except ValueError:
         return 2**62
 

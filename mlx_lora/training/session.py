@@ -1,7 +1,7 @@
 """A run put together: model with adapters, engine, schedule and progress. Knows nothing of screens or commands."""
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import mlx.nn as nn
 
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
+from mlx_lora.dataset.groups import prefix_groups
+from mlx_lora.dataset.replay import replay_rows
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.distributed import Group
@@ -18,6 +20,7 @@ from mlx_lora.training.engine import Engine
 from mlx_lora.training.frozen import (
     FrozenStore,
     build_store,
+    count_stand_ins,
     data_set_prefix,
     remove_frozen_layers,
     state_kind,
@@ -98,6 +101,20 @@ class Session:
         stepper.optimizer.state = optimizer_state
         self.progress = progress
 
+    def restore_layers(self, reload: Callable[[int], Sequence[nn.Module]]) -> None:
+        """Make the run's model whole, so that it can generate: layers that ran once and left memory come back.
+
+        reload: number of layers → that many of the base's lowest ones; not called where none are missing.
+        """
+        engine = self.stepper.engine
+        missing = count_stand_ins(engine.trunk) if engine.trunk is not None else 0
+        if missing and engine.trunk is not None:
+            layers = list(reload(missing))
+            for layer in layers:
+                layer.freeze()
+            engine.trunk.layers[:missing] = layers
+        engine.boundary = self.store = self.valid_store = None
+
     def require_one_start(self) -> None:
         """Refuse to begin unless every rank has the same base, rows, settings, step and weights."""
         progress = json.dumps(asdict(self.progress), sort_keys=True)
@@ -120,18 +137,31 @@ def build_session(
     config: RunConfig, model: nn.Module, train_set: Sequence[Example], valid_set: Sequence[Example],
     group: Group | None = None,
 ) -> Session:  # fmt: skip
-    """Put a run together; `model` has its adapters. Raises: TrainingError when there is nothing to train on."""
+    """Put a run together; `model` has its adapters, and `train_set` the taught rows before the replay rows.
+
+    Raises: TrainingError when there is nothing to train on.
+    """
     if not train_set:
         raise TrainingError("there are no training rows", "see `mlx-lora check`")
     trainable = Trainable(model)
-    engine, reports = build_engine(model, train_set, config.train, config.lora)
+    group = group or Group()
+    taught = [example for example in train_set if example.expected is None]
+    batch_size = config.train.batch_size * group.size
+    schedule = build_schedule(
+        [len(example.tokens) - 1 for example in taught],
+        config.train,
+        group.size,
+        groups=prefix_groups(taught, batch_size) if config.train.group_by_prefix else None,
+        replay_pool=len(train_set) - len(taught),
+        replay_rows=replay_rows(len(taught), config.data.replay),
+    )
+    batches = [share for rows in schedule.first_batches() if (share := group.share(rows))]
+    engine, reports = build_engine(model, train_set, batches, config.train, config.lora)
     model.train()
     compiled = config.train.engine == "auto" or "compiled_step" in config.train.engine
     stepper = Stepper(engine, trainable, build_optimizer(config.optimizer), config.optimizer, compiled=compiled)
     if compiled:
         reports.append(PartReport("compiled_step", True, "loss, gradients and update as two compiled functions"))
-    group = group or Group()
-    schedule = build_schedule(train_set, config.train, group.size)
     return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports, group=group)
 
 
@@ -186,7 +216,7 @@ def _freeze(session: Session, first_layer: int, base: str, folder: Path) -> Gene
 
 def _plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
     """The plain way's loss and gradients on the first rows, computed now: the layers may be gone later."""
-    batch = check_batch(session.train_set, session.config.train)
+    batch = check_batch(session.train_set, session.schedule.micro_batches(1)[0])
     optimizer = session.config.optimizer
     plain = Stepper(
         Engine(session.model), session.stepper.trainable, build_optimizer(optimizer), optimizer, compiled=False
@@ -199,7 +229,7 @@ def _plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
 
 def _compare(session: Session, expected: tuple[mx.array, dict[str, mx.array]], removed: list[Any]) -> PartReport:
     stepper, trunk = session.stepper, session.stepper.engine.trunk
-    batch = check_batch(session.train_set, session.config.train)
+    batch = check_batch(session.train_set, session.schedule.micro_batches(1)[0])
     mx.random.seed(session.config.train.seed)
     found = stepper.gradients(stepper.engine.arrays(batch, session.store))
     difference, limit = gradient_difference(found, expected), tolerance(session.model)

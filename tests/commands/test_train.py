@@ -37,7 +37,12 @@ def run_file(base, tmp_path):
             "model": str(base),
             "data": {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl")},
             "lora": {"rank": 4, "alpha": 8, "layers": 2},
-            "train": {"epochs": 3, "batch_size": 2, "engine": ["supervised_positions", "shared_prefix"]},
+            "train": {
+                "epochs": 3,
+                "batch_size": 2,
+                "engine": ["supervised_positions", "shared_prefix"],
+                "retention": None,
+            },
             "optimizer": {"learning_rate": 5e-3},
             "output_dir": str(tmp_path / "run"),
         }

@@ -69,7 +69,14 @@ def run_file(base, tmp_path):
             "model": str(base),
             "data": {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl")},
             "lora": {"rank": 2, "alpha": 4, "layers": 2},
-            "train": {"epochs": 3, "batch_size": batch_size, "save_every": 2, "engine": "plain", **train},
+            "train": {
+                "epochs": 3,
+                "batch_size": batch_size,
+                "save_every": 2,
+                "engine": "plain",
+                "retention": None,
+                **train,
+            },
             "optimizer": {"learning_rate": 2e-3},
             "output_dir": str(tmp_path / name),
         }

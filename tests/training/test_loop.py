@@ -17,7 +17,7 @@ from tests.training.rows import engine, random_rows, stepper, trial
 
 
 def schedule_of(rows, **train):
-    return build_schedule(rows, TrainSettings.model_validate({"epochs": 1, **train}))
+    return build_schedule([len(row.tokens) for row in rows], TrainSettings.model_validate({"epochs": 1, **train}))
 
 
 def run_steps(rows, *, lora=None, optimizer=None, compiled=False, parts="auto", count=None, **train):
@@ -46,6 +46,25 @@ def test_every_row_is_in_an_epoch_once_and_the_last_partial_batch_is_used():
         assert sorted(seen) == list(range(11))
     first = [plan.micro_batches(step) for step in (1, 2, 3)]
     assert first != [plan.micro_batches(step) for step in (4, 5, 6)]
+
+
+def test_every_step_rehearses_its_share_and_no_prompt_again_before_all_others():
+    plain = build_schedule(range(20), TrainSettings(epochs=4, batch_size=4, seed=3))
+    schedule = build_schedule(range(20), TrainSettings(epochs=4, batch_size=4, seed=3), replay_pool=9, replay_rows=7)
+    assert schedule.total_steps == plain.total_steps == 20
+    rehearsed = []
+    for step in range(1, 21):
+        taught, *replay = schedule.micro_batches(step)
+        assert [taught] == plain.micro_batches(step)
+        assert sum(map(len, replay)) in (1, 2)
+        rehearsed += [row for rows in replay for row in rows]
+    assert len(rehearsed) == 4 * 7
+    turns = [rehearsed[start : start + 9] for start in range(0, 27, 9)]
+    assert [sorted(turn) for turn in turns] == [list(range(20, 29))] * 3
+    assert len({tuple(turn) for turn in turns}) == 3
+    assert schedule.micro_batches(7) == schedule.micro_batches(7)
+    many = build_schedule(range(20), TrainSettings(epochs=1, batch_size=4), replay_pool=9, replay_rows=30)
+    assert [len(rows) for rows in many.micro_batches(1)] == [4, 4, 2]
 
 
 def test_a_single_row_trains():
