@@ -100,7 +100,8 @@ def attention(
     forward left for each query, one logarithm. Source: FlashAttention, arXiv 2205.14135, section 3.1, in one block.
     """
     kinds = {array.dtype for array in (queries, keys, values)}
-    if queries.shape[2] == 1 or kinds != {mx.float32} or sinks is not None or hasattr(cache, "bits"):
+    odd = isinstance(mask, mx.array) and mask.ndim not in (2, 4)
+    if queries.shape[2] == 1 or kinds != {mx.float32} or odd or sinks is not None or hasattr(cache, "bits"):
         answer: mx.array = scaled_dot_product_attention(queries, keys, values, cache, scale, mask, sinks)
         return answer
     rows, heads, length, _ = queries.shape
@@ -112,9 +113,8 @@ def attention(
     elif mask is not None and mask.ndim == 4:
         mask = mask[:, None]
 
-    def scores(queries: mx.array, keys: mx.array) -> mx.array:
-        """(B, K, H/K · T, S), in powers of two."""
-        found = (queries * (scale * _LOG2_E)) @ keys.swapaxes(-1, -2)
+    def masked(found: mx.array) -> mx.array:
+        """Scores (B, K, H/K · T, S), in powers of two."""
         if mask is None:
             return found
         apart = found.reshape(rows, groups, heads // groups, length, total)
@@ -123,7 +123,7 @@ def attention(
 
     @mx.custom_function
     def attend(queries: mx.array, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        found = scores(queries, keys)
+        found = masked((queries * (scale * _LOG2_E)) @ keys.swapaxes(-1, -2))
         largest = found.max(axis=-1, keepdims=True)
         powers = _shifted_powers(found, largest)
         sums = powers.sum(axis=-1, keepdims=True)
@@ -133,7 +133,8 @@ def attention(
     def attend_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         queries, keys, values = primals
         (answers, logarithms), cotangent = outputs, cotangents[0]
-        shares = _shifted_powers(scores(queries, keys), logarithms)
+        # Scaled on the other side: `mx.compile` would find equal expressions and keep the forward's scores until now.
+        shares = _shifted_powers(masked(queries @ (keys * (scale * _LOG2_E)).swapaxes(-1, -2)), logarithms)
         mean = (cotangent * answers).sum(axis=-1, keepdims=True)
         change = shares * ((cotangent @ values.swapaxes(-1, -2)) - mean)
         return (change @ keys) * scale, (change.swapaxes(-1, -2) @ queries) * scale, shares.swapaxes(-1, -2) @ cotangent
