@@ -196,7 +196,7 @@ def _fill(
         done = 0
         while done < len(order):
             longest = len(examples[order[min(done + ROWS_AT_ONCE, len(order)) - 1]].tokens)
-            count = max(ROWS_AT_ONCE, POSITIONS_AT_ONCE // longest)
+            count = max(ROWS_AT_ONCE, POSITIONS_AT_ONCE // (longest - prefix))
             batch = collate(examples, order[done : done + count])
             width = batch.inputs.shape[1] - prefix
             arrays = {name: mx.array(array) for name, array in with_pieces(batch.inputs, prefix, width).items()}
