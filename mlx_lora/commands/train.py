@@ -2,20 +2,20 @@
 
 import dataclasses
 import json
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.trainresume import resume_session
+from mlx_lora.commands.trainstop import Stop, stop_signals
 from mlx_lora.commands.trainsummary import build_summary, print_header, print_summary
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
-from mlx_lora.errors import MlxLoraError, TrainingError
+from mlx_lora.errors import MlxLoraError
 from mlx_lora.files import cache_folder, sha256_file, write_whole
 from mlx_lora.runfile import dump_config, load_config
 from mlx_lora.screen import RowsBar, TrainScreen
@@ -70,7 +70,7 @@ def _run(config: RunConfig, group: "Group", *, resume: bool, overwrite: bool) ->
         claim_folder(folder, resume=resume, overwrite=overwrite)
     session, facts = _build(config, group)
     if resume:
-        _resume(session, folder / "checkpoints", facts["fingerprint"])
+        resume_session(session, folder / "checkpoints", facts["fingerprint"])
     else:
         session.progress.fingerprint = facts["fingerprint"]
     session.require_one_start()
@@ -82,7 +82,7 @@ def _run(config: RunConfig, group: "Group", *, resume: bool, overwrite: bool) ->
     resume_step = session.progress.step if resume else None
     with (
         Metrics(folder / "metrics.jsonl", resume_step) if group.leads else nullcontext() as metrics,
-        _stop_signals(group) as stop,
+        stop_signals(group) as stop,
     ):
         if metrics and not resume:
             metrics.write("start", {"step": 0, **facts})
@@ -147,23 +147,6 @@ def _facts(config: RunConfig, base: "LoadedModel", data: dict[str, str]) -> dict
     }
 
 
-def _resume(session: "Session", checkpoints: Path, fingerprint: dict[str, Any]) -> None:
-    from mlx_lora.training.checkpoint import load_newest_checkpoint
-    from mlx_lora.training.session import differences
-
-    progress, parameters, state, passed_over = load_newest_checkpoint(checkpoints)
-    for line in passed_over:
-        talk.print(f"warning: {line}", markup=False, soft_wrap=True)
-    different = differences(progress.fingerprint, fingerprint)
-    if different:
-        raise TrainingError(
-            "this run is not the one that was stopped:\n" + "\n".join(f"  {line}" for line in different),
-            "undo these changes to resume, or begin again with --overwrite",
-        )
-    session.restore(progress, parameters, state)
-    talk.print(f"resumed after step {progress.step} of {session.schedule.total_steps}", markup=False)
-
-
 def _clear(folder: Path) -> None:
     """Remove what an earlier run left, so that nothing of it passes for this one's."""
     import shutil
@@ -176,7 +159,7 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _train(session: "Session", folder: Path, facts: dict[str, Any], metrics: Any, stop: "_Stop") -> str:
+def _train(session: "Session", folder: Path, facts: dict[str, Any], metrics: Any, stop: Stop) -> str:
     """The loop: steps, validations, checkpoints. Returns what ended it: "steps", "patience" or "signal"."""
     from mlx_lora.training.distributed import RankLostError
 
@@ -253,34 +236,3 @@ def _save_adapter(session: "Session", folder: Path, facts: dict[str, Any]) -> No
         metadata={**known, "step": session.progress.step},
         dtype=getattr(mx, session.config.lora.save_dtype),
     )
-
-
-class _Stop:
-    asked = False
-    over = False  # what comes now is mlx.launch, which ends the ranks that are left
-
-
-@contextmanager
-def _stop_signals(group: "Group") -> Iterator[_Stop]:
-    """The first Ctrl-C or SIGTERM asks the loop to stop after this step; a second one stops at once."""
-    stop = _Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.over:
-            return
-        if stop.asked:
-            raise KeyboardInterrupt
-        stop.asked = True
-        if number != signal.SIGHUP:  # the terminal is gone
-            talk.print("stopping after this step; once more to stop at once", markup=False)
-
-    # A rank that ssh started gets SIGHUP where the launcher got Ctrl-C.
-    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if group.size > 1 else [])]
-    before = {number: signal.signal(number, ask) for number in numbers}
-    try:
-        yield stop
-    finally:
-        stop.over = True
-        if group.size == 1:  # a rank keeps them, so that it can still say why it ends
-            for number, handler in before.items():
-                signal.signal(number, handler)
