@@ -93,6 +93,7 @@ class FrozenStore:
     ) -> None:
         lengths = [len(example.tokens) - 1 - prefix_length for example in examples]
         self.prefix_length = prefix_length
+        self.was_damaged = False  # the file that was there had to be made again
         self._starts = np.concatenate([[0], np.cumsum(lengths)]) + prefix_length
         self._stored, self._dtype = stored, dtype
 
@@ -179,7 +180,8 @@ def build_store(
     width, dtype = state_kind(trunk, boundary)
     shape = (store_bytes(examples, prefix_length, 1, mx.uint8), width)
     kind = np.dtype(np.uint16) if dtype == mx.bfloat16 else np.dtype(str(dtype).removeprefix("mlx.core."))
-    stored = open_store(path, kind, shape)
+    there, stored = path.exists(), open_store(path, kind, shape)
+    made = stored is None
     if stored is None:
         capture = _Capture(plain_attributes(trunk.layers[boundary]))
         with new_store(path, kind, shape) as writer:
@@ -187,7 +189,9 @@ def build_store(
         stored = open_store(path, kind, shape)
         if stored is None:
             raise TrainingError(f"{path}: reads otherwise than it was written", "the disk may be failing: check it")
-    yield FrozenStore(examples, prefix_length, stored, dtype)
+    store = FrozenStore(examples, prefix_length, stored, dtype)
+    store.was_damaged = made and there
+    yield store
 
 
 def _fill(

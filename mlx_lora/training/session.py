@@ -204,6 +204,8 @@ def _freeze(session: Session, first_layer: int, base: str, folder: Path) -> Gene
         f"the lower {first_layer} of {len(trunk.layers)} layers ran once for {total} rows "
         f"({sum(sizes.values()) / 1e6:.0f} MB)"
     )
+    if any(store.was_damaged for store in stores):
+        line += "; what was kept of them on disk was damaged, and is made anew"
     if old:
         line += f"; {old} older ones of {old_bytes / 1e9:.1f} GB removed to stay within {BUDGET_BYTES / 1e9:.0f} GB"
     session.reports.append(PartReport("frozen_layers", True, line))
