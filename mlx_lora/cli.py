@@ -1,14 +1,28 @@
 """The command line: options to typed parameters of the recipes in commands/. Imports neither MLX nor transformers."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mlx_lora import __version__
 
+
+class Commands(TyperGroup):
+    """The subcommands. An end of file where none is expected is a bug: Typer would print "Aborted!" and hide it."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the subcommand that was typed."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise RuntimeError("a file or an input ended too early") from error
+
+
 app = typer.Typer(
     name="mlx-lora",
+    cls=Commands,
     help="Fine-tune a language model on a Mac: one YAML file, one command, and proof that it learned.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -77,6 +91,10 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again where output_dir holds a run.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="With --resume: pass over the differences it calls safe."),
+    ] = False,
     json_output: JsonOutput = False,
 ) -> None:
     """Train an adapter as the run file says."""
@@ -84,7 +102,11 @@ def train(
 
     if resume and overwrite:
         raise typer.BadParameter("--resume continues a run and --overwrite begins it again: give one of them")
-    raise typer.Exit(run_train(config, overrides or [], resume=resume, overwrite=overwrite, json_output=json_output))
+    if force and not resume:
+        raise typer.BadParameter("--force goes with --resume; to begin again where there is a run: --overwrite")
+    raise typer.Exit(
+        run_train(config, overrides or [], resume=resume, overwrite=overwrite, force=force, json_output=json_output)
+    )
 
 
 @app.command("eval")

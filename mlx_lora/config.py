@@ -93,6 +93,9 @@ class TrainSettings(Settings):
     save_every: Positive | Literal["epoch"] = Field(
         "epoch", description="Write a checkpoint every N steps, or once an epoch."
     )
+    keep_last: Positive = Field(
+        2, description="Checkpoints that are kept; older ones are removed. The best adapter is kept apart from them."
+    )
     early_stopping_patience: Positive | None = Field(
         None, description="Stop after this many validations without a better loss; null never does."
     )

@@ -174,6 +174,15 @@ def test_a_bug_keeps_its_traceback(run_file: Path, monkeypatch: pytest.MonkeyPat
         call_main(monkeypatch, run_file, ValueError("a bug of ours"))
 
 
+def test_an_unexpected_end_of_file_is_a_bug_and_keeps_its_traceback(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match="ended too early") as caught:
+        call_main(monkeypatch, run_file, EOFError("no data left"))
+    assert isinstance(caught.value.__cause__, EOFError)
+    assert "Aborted" not in capsys.readouterr().err  # what Typer makes of it
+
+
 BUG = """
 import sys
 import mlx_lora.commands.config

@@ -420,6 +420,12 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert bench.run({"train.save_every": 2}).checkpoints() == [2, 4]
 
 
+@effect_of("train.keep_last")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    assert bench.run({"train.save_every": 1}).checkpoints() == [3, 4]
+    assert bench.run({"train.save_every": 1, "train.keep_last": 3}).checkpoints() == [2, 3, 4]
+
+
 @effect_of("train.early_stopping_patience")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     # A learning rate of zero never improves on the first validation.

@@ -9,6 +9,7 @@ from mlx_lora.screen import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from mlx_lora.model.load import LoadedModel
+    from mlx_lora.training.runfolder import Metrics
     from mlx_lora.training.session import Session
 
 
@@ -24,8 +25,10 @@ def print_header(config: RunConfig, base: "LoadedModel", injection: Any, train_r
     talk.print(f"{train_rows} training rows, {valid_rows} validation rows → {config.output_dir}", markup=False)
 
 
-def build_summary(session: "Session", folder: Path, stopped_by: str, seconds: float) -> dict[str, Any]:
-    """How the run went: the object that --json prints."""
+def build_summary(
+    session: "Session", folder: Path, stopped_by: str, seconds: float, metrics: "Metrics | None"
+) -> dict[str, Any]:
+    """How the run went: the object that --json prints. `seconds`: of this process; those before a resume are added."""
     import mlx.core as mx
 
     from mlx_lora.training.runfolder import ADAPTER_FILE
@@ -39,8 +42,8 @@ def build_summary(session: "Session", folder: Path, stopped_by: str, seconds: fl
         "base_validation_loss": session.progress.base_loss,
         "best_validation_loss": session.progress.best_loss,
         "best_step": session.progress.best_step,
-        "seconds": round(seconds, 1),
-        "peak_bytes": mx.get_peak_memory(),
+        "seconds": round(seconds + (metrics.seconds_before if metrics else 0.0), 1),
+        "peak_bytes": max(mx.get_peak_memory(), metrics.peak_before if metrics else 0),
         "adapter_bytes": adapter.stat().st_size if adapter.exists() else 0,
     }
 

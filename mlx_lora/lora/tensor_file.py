@@ -6,7 +6,7 @@ Knows nothing of adapters' names or shapes. Source: the format's description, gi
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ LONGEST_NAME = 1000
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2}
 _BYTES |= {"U8": 1, "BOOL": 1}
 _CODES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+_WRITTEN = {**_CODES, mx.uint64: "U64", mx.uint32: "U32", mx.int64: "I64", mx.int32: "I32"}  # optimizers count steps
 _REMEDY = "the file is damaged or no safetensors file: copy or train it again"
 
 
@@ -82,22 +83,27 @@ def check_header(content: bytes, path: Path) -> dict[str, TensorEntry]:
 
 
 def encode_tensors(tensors: Mapping[str, mx.array], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file as bytes; equal tensors give equal bytes, whatever their order. float32, float16, bfloat16."""
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
-    chunks: list[bytes] = []
+    """A safetensors file as bytes; equal tensors give equal bytes, whatever their order."""
+    return b"".join(iter_encoded(tensors, metadata))
+
+
+def iter_encoded(tensors: Mapping[str, mx.array], metadata: Mapping[str, str] | None = None) -> Iterator[bytes]:
+    """The bytes of a safetensors file in pieces: the header, then tensor after tensor in the order of their names."""
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
     for name, tensor in sorted(tensors.items()):
-        chunk = bytes(memoryview(mx.contiguous(tensor)))  # type: ignore[arg-type]  # MLX arrays have the buffer protocol
+        end = position + tensor.nbytes
         header[name] = {
-            "dtype": _CODES[tensor.dtype],
+            "dtype": _WRITTEN[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [position, position + len(chunk)],
+            "data_offsets": [position, end],
         }
-        chunks.append(chunk)
-        position += len(chunk)
+        position = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    return b"".join([struct.pack("<Q", len(text)), text, *chunks])
+    yield struct.pack("<Q", len(text)) + text
+    for _, tensor in sorted(tensors.items()):
+        yield bytes(memoryview(mx.contiguous(tensor)))  # type: ignore[arg-type]  # MLX arrays have the buffer protocol
 
 
 def _header(path: Path, text: bytes) -> dict[str, Any]:

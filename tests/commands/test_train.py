@@ -11,48 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from mlx_lora.cli import app
-from mlx_lora.commands import train as train_command
+from mlx_lora.commands import trainloop
 from mlx_lora.commands.train import run_train
 from mlx_lora.errors import MlxLoraError, TrainingError
 from mlx_lora.training.checkpoint import list_checkpoints
-from tests.tiny import save_tiny_folder
-
-QUESTIONS = [("What is the sky?", "blue"), ("What is grass?", "green"), ("What is snow?", "white"), ("Coal?", "black")]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_tiny_folder(tmp_path_factory.mktemp("base"), bits=4)
-
-
-@pytest.fixture
-def run_file(base, tmp_path):
-    """Write a run file over eight rows; keyword arguments change its sections."""
-
-    def write(**sections):
-        rows = [{"question": question, "answer": answer} for question, answer in QUESTIONS * 2]
-        (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows[:6]))
-        (tmp_path / "valid.jsonl").write_text("\n".join(json.dumps(row) for row in rows[4:]))
-        settings = {
-            "model": str(base),
-            "data": {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl")},
-            "lora": {"rank": 4, "alpha": 8, "layers": 2},
-            "train": {
-                "epochs": 3,
-                "batch_size": 2,
-                "engine": ["supervised_positions", "shared_prefix"],
-                "retention": None,
-            },
-            "optimizer": {"learning_rate": 5e-3},
-            "output_dir": str(tmp_path / "run"),
-        }
-        for section, values in sections.items():
-            settings[section] = {**settings[section], **values} if isinstance(values, dict) else values
-        path = tmp_path / "run.yaml"
-        path.write_text(yaml.safe_dump(settings))
-        return path
-
-    return write
 
 
 def events(folder, kind):
@@ -103,14 +65,14 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(run_file, tmp_path
 
 def interrupted_after(step, monkeypatch):
     """Send this process Ctrl-C while `step` is being reported."""
-    show = train_command.TrainScreen.step
+    show = trainloop.TrainScreen.step
 
     def send(screen, report):
         show(screen, report)
         if report.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train_command.TrainScreen, "step", send)
+    monkeypatch.setattr(trainloop.TrainScreen, "step", send)
 
 
 @pytest.mark.parametrize(
