@@ -98,7 +98,7 @@ def test_every_engine_part_gives_the_plain_gradients_of_replay_rows(parts, rows,
     expected = stepper(run, plain := Engine(run.model)).gradients(plain.arrays(batch))
     way = engine(run, data, parts)
     found = stepper(run, way).gradients(way.arrays(batch))
-    assert ("prefix" in way.arrays(batch)) == way.shared_prefix
+    assert ("pieces" in way.arrays(batch)) == way.shared_prefix
     assert max(differences(found, expected).values()) < 1e-4
 
 
