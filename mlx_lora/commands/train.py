@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.runfacts import run_facts
 from mlx_lora.commands.trainsummary import build_summary, print_header, print_summary
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
@@ -84,8 +85,8 @@ def _run(config: RunConfig, group: "Group", *, resume: bool, overwrite: bool) ->
         Metrics(folder / "metrics.jsonl", resume_step) if group.leads else nullcontext() as metrics,
         _stop_signals(group) as stop,
     ):
-        if metrics and not resume:
-            metrics.write("start", {"step": 0, **facts})
+        if metrics:
+            metrics.write("resume" if resume else "start", {"step": session.progress.step, **facts})
         stopped_by = _train(session, folder, facts, metrics, stop)
     return session, stopped_by, time.perf_counter() - started
 
@@ -123,6 +124,7 @@ def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]
         talk.print(f"  {mark} {report.name:<21} {report.line}", markup=False, soft_wrap=True)
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
     facts = _facts(config, base, data)
+    facts["run"] = run_facts(session, base, injection, inspection)
     if group.size > 1:
         facts["fingerprint"]["ranks"] = group.size  # the rows of a step follow from it
     return session, facts
@@ -170,7 +172,7 @@ def _clear(folder: Path) -> None:
 
     from mlx_lora.training.runfolder import ADAPTER_FILE
 
-    for name in (ADAPTER_FILE, "adapter_config.json", "metrics.jsonl"):
+    for name in (ADAPTER_FILE, "adapter_config.json", "metrics.jsonl", "report.html"):
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "eval"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -202,6 +204,8 @@ def _train(session: "Session", folder: Path, facts: dict[str, Any], metrics: Any
                     session.require_equal_weights()
                     _save(session, folder, facts, metrics)
                 if ended_by:
+                    if metrics:
+                        metrics.write("end", {"step": report.step, "ended_by": ended_by})
                     return ended_by
         except RankLostError as lost:
             stop.over = True
@@ -245,7 +249,7 @@ def _save_adapter(session: "Session", folder: Path, facts: dict[str, Any]) -> No
 
     from mlx_lora.lora.adapter import save_adapter
 
-    known = {name: value for name, value in facts.items() if name != "fingerprint"}
+    known = {name: value for name, value in facts.items() if name not in ("fingerprint", "run")}
     save_adapter(
         folder,
         session.model,

@@ -23,7 +23,7 @@ class Metrics:
         write_whole(path, kept)
         with named_errors(path):
             self._file = path.open("a", encoding="utf-8")
-        self._path = path
+        self._path, self._last_step = path, resume_step or 0
 
     def __enter__(self) -> "Metrics":
         return self
@@ -31,13 +31,18 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            if isinstance(value, MlxLoraError):
+                self.write("end", {"step": self._last_step, "ended_by": "error", "message": value.message})
+        finally:
+            self._file.close()
 
     def write(self, event: str, values: Mapping[str, Any]) -> None:
         """Append one event."""
         with named_errors(self._path):
             self._file.write(json.dumps({"event": event, **values}, allow_nan=True) + "\n")
             self._file.flush()
+        self._last_step = values.get("step", self._last_step)
 
     def sync(self) -> None:
         """Make sure that what was written survives a power cut: called with every checkpoint."""
