@@ -72,9 +72,8 @@ def share_text(figures: Figures, metric: str) -> str:
     value, ends = figures.value(metric), figures.interval.get(metric)
     if ends is None:
         return f"{value:.3f}"
-    return (
-        f"{round(value * figures.count)} of {figures.count}, {percent(value)} ({100 * ends[0]:.0f}–{100 * ends[1]:.0f})"
-    )
+    share = percent(value).replace(" ", "\N{NO-BREAK SPACE}")
+    return f"{round(value * figures.count)} of {figures.count}, {share} ({100 * ends[0]:.0f}–{100 * ends[1]:.0f})"
 
 
 def figure_rows(columns: Sequence[Figures], metrics: Sequence[str]) -> list[list[str]]:
