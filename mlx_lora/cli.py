@@ -161,6 +161,23 @@ def evaluate(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, or names under adapters/.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file; report.html in the run's folder otherwise.", show_default=False),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write a run's curves, answers and facts, or a comparison of several runs, to one HTML file."""
+    from mlx_lora.commands.report import run_report
+
+    raise typer.Exit(run_report(runs, output=output, show=show))
+
+
+@app.command()
 def fuse(
     adapter: Annotated[Path, typer.Argument(help="The adapter folder.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.", show_default=False)],

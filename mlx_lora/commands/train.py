@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.runfacts import run_facts
 from mlx_lora.commands.trainloop import train_and_validate
 from mlx_lora.commands.trainresume import require_same_run, resume_session, saved_line
 from mlx_lora.commands.trainstop import Stop, stop_signals
@@ -108,6 +109,8 @@ def _run(
             stop.training = True
             stopped_by = train_and_validate(session, folder, facts, metrics, stop)
             seconds = time.perf_counter() - started
+            if metrics:
+                metrics.write("end", {"step": session.progress.step, "ended_by": stopped_by})
             retention = watch() if metrics and stopped_by != "signal" else None
             if metrics and retention:
                 metrics.write("retention", {"step": session.progress.step, **retention})
@@ -162,6 +165,7 @@ def _build(
         mark = "on " if report.active else "off"
         talk.print(f"  {mark} {report.name:<21} {report.line}", markup=False, soft_wrap=True)
     _warn_of_mute_ends(session, tokenizer)
+    facts["run"] = run_facts(session, base, injection, inspection)
     facts["fingerprint"] = {**fingerprint, "engine": engine_parts(session)}
     return session, facts, partial(watch_retention, config, base, session, questions)
 
@@ -204,6 +208,6 @@ def _clear(folder: Path) -> None:
 
     for name in ("checkpoints", "eval"):
         remove_folder(folder / name)
-    for name in (ADAPTER_FILE, "adapter_config.json", "metrics.jsonl"):
+    for name in (ADAPTER_FILE, "adapter_config.json", "metrics.jsonl", "report.html"):
         with named_errors(folder / name):
             (folder / name).unlink(missing_ok=True)

@@ -111,7 +111,7 @@ def _save_adapter(session: "Session", folder: Path, facts: dict[str, Any]) -> No
 
     from mlx_lora.lora.adapter import save_adapter
 
-    known = {name: value for name, value in facts.items() if name != "fingerprint"}
+    known = {name: value for name, value in facts.items() if name not in ("fingerprint", "run")}
     save_adapter(
         folder,
         session.model,

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.losscurve import print_loss_curve
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
 from mlx_lora.screen import format_bytes, format_seconds
@@ -65,4 +66,5 @@ def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) ->
     base_loss, best_loss = summary["base_validation_loss"], summary["best_validation_loss"]
     if base_loss is not None and best_loss is not None and best_loss >= base_loss:
         talk.print(f"warning: the validation loss never fell below the base's {base_loss:.4f}", markup=False)
+    print_loss_curve(folder)
     talk.print(f"next:\n  mlx-lora eval {folder} --base\n  mlx-lora chat {folder}", markup=False, soft_wrap=True)

@@ -30,7 +30,7 @@ class Metrics:
         events = [_event(line) for line in lines[:-1]]  # what follows the last newline is torn
         self.kept = [event for event in events if event is not None and _stays(event, resume_step or 0)]
         self.notes = _gaps(path, self.kept, resume_step or 0)
-        self._path = path
+        self._path, self._last_step = path, resume_step or 0
         write_whole(path, "".join(map(_line, self.kept)))
         with named_errors(path):
             self._file = path.open("ab", buffering=0)  # a buffer would be written again, and fail again, at the end
@@ -41,7 +41,12 @@ class Metrics:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._file.close()
+        try:
+            if isinstance(value, MlxLoraError):
+                with suppress(MlxLoraError):  # a full disk is the error that is on its way already
+                    self.write("end", {"step": self._last_step, "ended_by": "error", "message": value.message})
+        finally:
+            self._file.close()
 
     @property
     def seconds_before(self) -> float:
@@ -59,6 +64,7 @@ class Metrics:
         with named_errors(self._path):
             while line:  # a disk that is nearly full takes the first part, and refuses the next
                 line = line[self._file.write(line) :]
+        self._last_step = values.get("step", self._last_step)
 
     def sync(self) -> None:
         """Make sure that what was written survives a power cut: called with every checkpoint."""
@@ -72,8 +78,8 @@ def adapter_files(folder: Path) -> list[Path]:
 
 
 def _stays(event: Mapping[str, Any], resume_step: int) -> bool:
-    """Whether a resumed run keeps the event; the retention set is asked anew at its end."""
-    return bool(event["step"] <= resume_step and event["event"] != "retention")
+    """Whether a resumed run keeps the event; its end is another, and the retention set is asked anew there."""
+    return bool(event["step"] <= resume_step and event["event"] not in ("retention", "end"))
 
 
 def _line(event: Mapping[str, Any]) -> str:

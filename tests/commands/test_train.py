@@ -30,12 +30,19 @@ def test_a_run_leaves_a_whole_adapter_folder_that_taught_something(run_file, tmp
     }  # fmt: skip
     assert [event["step"] for event in events(folder, "step")] == list(range(1, 10))
     assert [event["step"] for event in events(folder, "validation")] == [0, 3, 6, 9]
+    assert events(folder, "end") == [{"event": "end", "step": 9, "ended_by": "steps"}]
+    (start,) = events(folder, "start")
+    told = {name: start["run"][name] for name in ("total_steps", "steps_per_epoch", "ranks", "modules")}
+    assert told == {"total_steps": 9, "steps_per_epoch": 3, "ranks": 1, "modules": 14}
+    assert (start["run"]["data"]["train"]["rows"], start["run"]["data"]["valid"]["rows"]) == (6, 4)
+    assert [part["name"] for part in start["run"]["engine"]][:2] == ["supervised_positions", "shared_prefix"]
     losses = [event["loss"] for event in events(folder, "validation")]
     assert losses[-1] < 0.8 * losses[0]
     facts = json.loads((folder / "adapter_config.json").read_text())["mlx_lora"]
     assert facts["step"] == 9
     assert facts["identity"]["weights_sha256"]
     assert set(facts["data_sha256"]) == {"train", "valid"}
+    assert "run" not in facts
     assert facts["versions"]["mlx-lora"]
     assert yaml.safe_load((folder / "run.yaml").read_text())["lora"]["rank"] == 4
 
@@ -97,6 +104,9 @@ def test_resume_gives_bitwise_the_uninterrupted_weights(run_file, tmp_path, monk
     assert run_train(path, resume=True) == 0
     resumed, whole = ((tmp_path / folder / "adapters.safetensors").read_bytes() for folder in ("run", "whole"))
     assert resumed == whole
+    ends = [(event["step"], event["ended_by"]) for event in events(tmp_path / "run", "end")]
+    assert ends == [(4, "signal"), (9, "steps")]
+    assert [event["step"] for event in events(tmp_path / "run", "resume")] == [4]
     kept = ("step", "epoch", "loss", "gradient_norm", "learning_rate", "targets", "tokens", "padding_share")
     for kind in ("step", "validation"):
         resumed, whole = (
@@ -159,10 +169,13 @@ def test_without_validation_rows_the_last_adapter_is_kept(run_file, tmp_path):
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["mlx_lora"]["step"] == 9
 
 
-def test_a_learning_rate_that_breaks_the_run_ends_with_step_and_rows_and_exit_code_1(run_file, capsys):
+def test_a_learning_rate_that_breaks_the_run_ends_with_step_and_rows_and_exit_code_1(run_file, tmp_path, capsys):
     path = run_file(optimizer={"learning_rate": 1e20, "max_grad_norm": None, "warmup_ratio": 0.0})
     with pytest.raises(TrainingError, match="step 2: the loss is nan"):
         run_train(path)
+    (end,) = events(tmp_path / "run", "end")
+    assert (end["step"], end["ended_by"]) == (1, "error")
+    assert end["message"].startswith("step 2: the loss is nan")
 
 
 def test_json_prints_one_object_on_stdout(run_file, tmp_path):
