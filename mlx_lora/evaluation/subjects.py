@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lora.config import DataSettings, RunConfig
+from mlx_lora.dataset.builtin import BUILTIN_DATA_SETS
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.dataset.splits import records_sha256
@@ -104,6 +105,8 @@ def read_source(source: str, split: str, limit: int | None) -> Source:
 
 def data_name(source: str, split: str) -> str:
     """A short name: the file's, with its folder's before it where many files are called so ("modern-test")."""
+    if source in BUILTIN_DATA_SETS:
+        return source
     path = Path(source).expanduser()
     if not path.suffix:
         return f"{path.resolve().name}-{split}"

@@ -25,7 +25,8 @@ def write_rows(path: Path, count: int) -> Path:
     ("source", "name"),
     [
         ("data/stanley_cup/modern/test.jsonl", "modern-test"),
-        ("data/general_knowledge/questions.jsonl", "general_knowledge-questions"),
+        ("data/trivia/questions.jsonl", "trivia-questions"),
+        ("general-knowledge", "general-knowledge"),
         ("data/hockey.csv", "hockey"),
         ("data/hockey", "hockey-test"),
     ],
