@@ -1,4 +1,4 @@
-"""Prompts to greedy answers and to log-likelihoods, in batches. Knows nothing of records, templates or metrics.
+"""Prompts to answers and to log-likelihoods, in batches. Knows nothing of records, templates or metrics.
 
 The tokens that all prompts begin with are computed once; finished rows leave the batch and waiting ones take their
 place. The result for each prompt is that of generating it alone, to rounding.
@@ -23,6 +23,7 @@ __all__ = [
     "answer_nats",
     "generate_answers",
     "iter_answers",
+    "iter_nats",
     "stream_answer",
 ]
 
@@ -42,7 +43,7 @@ class AnswerTokenizer(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer; text and tokens without the end token."""
+    """An answer; text and tokens without the end token."""
 
     text: str
     tokens: list[int]
@@ -57,12 +58,15 @@ def generate_answers(
     *,
     max_tokens: int,
     batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[Answer]:
-    """Greedy answers in the order of the prompts.
+    """Answers in the order of the prompts: greedy at temperature 0, else each drawn with a random key of its own.
 
-    Raises: ValueError for an empty prompt, or max_tokens or batch_size below 1.
+    Raises: ValueError for an empty prompt, max_tokens or batch_size below 1, or a negative temperature.
     """
-    answers = dict(iter_answers(model, tokenizer, prompts, max_tokens=max_tokens, batch_size=batch_size))
+    settings: dict[str, Any] = {"batch_size": batch_size, "temperature": temperature, "seed": seed}
+    answers = dict(iter_answers(model, tokenizer, prompts, max_tokens=max_tokens, **settings))
     return [answers[index] for index in range(len(prompts))]
 
 
@@ -73,9 +77,13 @@ def iter_answers(
     *,
     max_tokens: int,
     batch_size: int = 32,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> Iterator[tuple[int, Answer]]:
-    """Yield (index of the prompt, greedy answer) as rows finish; otherwise as generate_answers."""
+    """Yield (index of the prompt, answer) as rows finish; otherwise as generate_answers."""
     _check(prompts, max_tokens=max_tokens, batch_size=batch_size)
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative: {temperature}")
     if not prompts:
         return
     batching = choose_batching(model)
@@ -83,7 +91,8 @@ def iter_answers(
     prefix = prefill_prefix(model, prompts[0][:shared], batching)
     limit = row_limit(batch_size, max(map(len, prompts)) + max_tokens)
     waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # longest last, taken first
-    batch = _OpenRows(model)
+    keys = mx.random.split(mx.random.key(seed), len(prompts))
+    batch = _OpenRows(model, temperature, keys)
     while waiting or batch.live:
         new = _next_rows(waiting, prompts, batching, free=limit - batch.live, limit=limit)
         if new:
@@ -116,32 +125,48 @@ def answer_nats(
     exp(nats / tokens) is its perplexity; among several continuations of one prompt the least nats is the likeliest.
     Raises: ValueError for an empty prompt or continuation, or lists of different lengths.
     """
+    nats = dict(iter_nats(model, prompts, continuations, batch_size=batch_size))
+    return [nats[index] for index in range(len(prompts))]
+
+
+def iter_nats(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 32,
+) -> Iterator[tuple[int, tuple[float, int]]]:
+    """Yield (index, (nats, number of tokens)) as batches are done; otherwise as answer_nats.
+
+    A prompt with several continuations (choices of one question) is computed once a batch.
+    """
     _check(prompts, max_tokens=1, batch_size=batch_size)
     if len(prompts) != len(continuations) or not all(continuations):
         raise ValueError("every prompt needs a continuation of at least one token")
     if not prompts:
-        return []
+        return
     batching = choose_batching(model)
     shared = common_prefix(prompts)
     prefix = prefill_prefix(model, prompts[0][:shared], batching)
     longest = max(len(prompt) + len(rest) for prompt, rest in zip(prompts, continuations, strict=True))
     limit = row_limit(batch_size, longest)
-    # Rows of like continuations go together: logits are computed for the longest of a batch.
-    waiting = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), len(continuations[index])))
-    nats: dict[int, tuple[float, int]] = {}
+    # Equal prompts go together; then rows of like continuations: logits are computed for the longest of a batch.
+    width: dict[tuple[int, ...], int] = {}
+    for prompt, rest in zip(map(tuple, prompts), continuations, strict=True):
+        width[prompt] = max(width.get(prompt, 0), len(rest))
+    keys = [(len(prompt), width[prompt], prompt) for prompt in map(tuple, prompts)]
+    waiting = sorted(range(len(prompts)), key=keys.__getitem__)
     while waiting:
         rows = _next_rows(waiting, prompts, batching, free=limit, limit=limit)
-        totals = _batch_nats(
-            model, prefix, [prompts[row][shared:] for row in rows], [continuations[row] for row in rows]
-        )
-        nats.update({row: (total, len(continuations[row])) for row, total in zip(rows, totals, strict=True)})
-    return [nats[index] for index in range(len(prompts))]
+        suffixes = [prompts[row][shared:] for row in rows]
+        totals = _batch_nats(model, prefix, suffixes, [continuations[row] for row in rows])
+        yield from ((row, (total, len(continuations[row]))) for row, total in zip(rows, totals, strict=True))
 
 
 def _batch_nats(
     model: nn.Module, prefix: Prefix, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
 ) -> list[float]:
-    caches = prefix.open_rows(model, prompts)
+    caches = _open_once(model, prefix, prompts)
     width = max(map(len, continuations))
     # The last prompt token predicts the first of the continuation. Padding on the right is behind every real token.
     targets = [[*rest] + [0] * (width - len(rest)) for rest in continuations]
@@ -158,6 +183,15 @@ def _batch_nats(
         totals = totals + mx.where(real, losses, 0.0).sum(axis=1)
         mx.eval(totals)
     return [float(total) for total in totals.tolist()]  # type: ignore[union-attr, arg-type]
+
+
+def _open_once(model: nn.Module, prefix: Prefix, prompts: Sequence[Sequence[int]]) -> list[Any]:
+    """Caches as Prefix.open_rows, with equal prompts computed once."""
+    distinct = {prompt: place for place, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    if len(distinct) == len(prompts):
+        return prefix.open_rows(model, prompts)
+    caches = prefix.open_rows(model, list(distinct))
+    return list(keep_rows(caches, [distinct[tuple(prompt)] for prompt in prompts]))
 
 
 def _check(prompts: Sequence[Sequence[int]], *, max_tokens: int, batch_size: int) -> None:
@@ -178,8 +212,10 @@ class _Row:
 class _OpenRows:
     """The rows that are being answered, their caches and the token that each feeds next."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, temperature: float, keys: mx.array) -> None:
         self.model = model
+        self.temperature = temperature
+        self.keys = keys  # (number of prompts, 2): drawing follows from prompt and place, not from who shares the batch
         self.rows: list[_Row] = []
         self.caches: list[Any] = []
         self.last: list[int] = []
@@ -197,13 +233,20 @@ class _OpenRows:
         self.last += [suffix[-1] for suffix in suffixes]
 
     def step(self) -> list[int]:
-        """Feed the last token of every row and return the likeliest next ones.
+        """Feed the last token of every row and return the likeliest next ones, or drawn ones.
 
         No look-ahead: a finished row would pay a whole step more, and answers to evaluate are short.
         """
         logits = self.model(mx.array(self.last)[:, None], cache=self.caches)[:, -1]
+        if self.temperature > 0:
+            logits = logits.astype(mx.float32) / self.temperature + self._noise(logits.shape[-1])
         self.last = mx.argmax(logits, axis=-1).tolist()  # type: ignore[assignment]
         return self.last
+
+    def _noise(self, vocabulary: int) -> mx.array:
+        """Gumbel noise (B, V): the greatest noisy logit is a draw from their softmax."""
+        keys = [mx.random.split(self.keys[row.index], len(row.tokens) + 1)[-1] for row in self.rows]
+        return mx.stack([mx.random.gumbel((vocabulary,), key=key) for key in keys])
 
     def drop_finished(self) -> None:
         """Let finished rows leave the batch."""
