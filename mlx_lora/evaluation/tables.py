@@ -11,6 +11,7 @@ from mlx_lora.evaluation.result import Evaluation
 from mlx_lora.evaluation.verdict import MetricTest, describe, metric_name, percent, show_perplexity
 
 _SHOWN, _SHOWN_OF_MANY = 5, 2  # questions in a list: of a single adapter, of one among several
+_FACTS = 8  # in a list
 _STYLES = {
     "learned": "green",
     "worse": "red",
@@ -35,6 +36,7 @@ def print_evaluations(console: Console, evaluations: Sequence[Evaluation]) -> No
     console.print(table)
     for one in evaluations:
         _print_questions(console, one, _SHOWN if len(evaluations) == 1 else _SHOWN_OF_MANY)
+        _print_facts(console, one)
     for one in evaluations:
         label = f"{one.label}: " if len(evaluations) > 1 or one.comparison is None else ""
         console.print(_verdict(one, label), soft_wrap=True)
@@ -125,8 +127,11 @@ def _share(metrics: Metrics, metric: str) -> str:
 def _short_share(metrics: Metrics, metric: str) -> str:
     if not is_share(metric):
         return f"{metrics.values[metric]:.3f}"
-    right = metrics.right(metric)
-    return f"{right}/{metrics.count} {percent(right / metrics.count)}"
+    return f"{_right_of(metrics, metric)} {percent(metrics.values[metric])}"
+
+
+def _right_of(metrics: Metrics, metric: str) -> str:
+    return f"{metrics.right(metric)}/{metrics.count}" if is_share(metric) else f"{metrics.values[metric]:.2f}"
 
 
 def _tested(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -173,6 +178,17 @@ def _print_questions(console: Console, evaluation: Evaluation, shown: int) -> No
             row = rows[place]
             console.print(Text(f"  {_short(row.question)}"), soft_wrap=True)
             console.print(Text(f"    {_short(row.prediction) or '(nothing)'}  ≠  {row.answers[0]}"), soft_wrap=True)
+
+
+def _print_facts(console: Console, evaluation: Evaluation) -> None:
+    """The facts that are known in some words and not in others, or not at all."""
+    facts = by_fact(evaluation.rows)
+    metric = evaluation.metric
+    missed = [f"{name} {_right_of(one, metric)}" for name, one in facts.items() if one.values[metric] < 1]
+    if missed and any(one.count > 1 for one in facts.values()):
+        more = f", {_FACTS} of {len(missed)}" if len(missed) > _FACTS else f", {len(missed)}"
+        text = f"{evaluation.label}, facts not right in every form{more}: {', '.join(missed[:_FACTS])}"
+        console.print(Text(text, style="dim"), soft_wrap=True)
 
 
 def _short(text: str, length: int = 100) -> str:
