@@ -90,12 +90,11 @@ def _iter_written(
 ) -> Iterator[tuple[int, ScoredAnswer]]:
     from mlx_lora.model.generate import answer_nats, iter_answers
 
-    nats = answer_nats(
-        model,
-        [question.reference.before for question in questions],
-        [question.reference.tokens for question in questions],
-        batch_size=asking.batch_size,
-    )
+    references = [question.reference.tokens for question in questions]
+    # Templates that rewrite answers put something else before them than a prompt has.
+    together = all(question.reference.before == question.prompt for question in questions)
+    apart = [] if together else [question.reference.before for question in questions]
+    nats = answer_nats(model, apart, references, batch_size=asking.batch_size) if apart else []
     prompts = [question.prompt for question in questions]
     for place, answer in iter_answers(
         model,
@@ -105,7 +104,9 @@ def _iter_written(
         batch_size=asking.batch_size,
         temperature=asking.temperature,
         seed=asking.seed,
+        references=references if together else None,
     ):
+        found = nats[place][0] if answer.reference_nats is None else answer.reference_nats
         record = questions[place].record
         prediction = answer.text.strip()
         scores = score_answer(prediction, record.answers, numbers=asking.numbers)
@@ -122,8 +123,8 @@ def _iter_written(
                 scores=scores,
                 stopped=answer.stopped,
                 tokens=len(answer.tokens),
-                reference_nats=nats[place][0],
-                reference_tokens=nats[place][1],
+                reference_nats=found,
+                reference_tokens=len(references[place]),
                 looping=not answer.stopped and is_looping(answer.tokens),
             ),
         )

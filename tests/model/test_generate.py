@@ -255,7 +255,7 @@ def test_long_continuations_are_scored_in_portions(monkeypatch: pytest.MonkeyPat
     model = tiny_model()
     prompts, rests = prompts_with(3, count=3, seed=1), prompts_with(0, count=3, seed=2, longest=30)
     whole = [nats for nats, _ in answer_nats(model, prompts, rests)]
-    monkeypatch.setattr("mlx_lora.model.generate._LOGIT_POSITIONS", 6)
+    monkeypatch.setattr("mlx_lora.model.likelihood._LOGIT_POSITIONS", 6)
     assert [nats for nats, _ in answer_nats(model, prompts, rests)] == pytest.approx(whole, rel=1e-5)
 
 
@@ -267,6 +267,28 @@ def test_long_prompts_are_prefilled_in_portions(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("mlx_lora.model.batching.PREFILL_TOKENS", 60)
     assert [answer.tokens for answer in generate_answers(model, Numbers(), prompts, max_tokens=4)] == expected
     assert max(shape[0] * shape[1] for shape in model.shapes) <= 60
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "mamba"])
+def test_references_are_scored_on_the_way_and_change_no_answer(family: str) -> None:
+    model = tiny_model(family)
+    prompts = prompts_with(5, count=9, seed=3)
+    references = [[5 + place, *range(30, 30 + place % 4)] for place in range(9)]
+    plain = generate_answers(model, Numbers(), prompts, max_tokens=7, batch_size=4)
+    both = dict(iter_answers(model, Numbers(), prompts, max_tokens=7, batch_size=4, references=references))
+    assert [both[place].tokens for place in range(9)] == [answer.tokens for answer in plain]
+    expected = [nats for nats, _ in answer_nats(model, prompts, references)]
+    assert [both[place].reference_nats for place in range(9)] == pytest.approx(expected, rel=1e-4)
+    assert plain[0].reference_nats is None
+
+
+def test_a_prompt_is_computed_once_for_its_answer_and_its_reference() -> None:
+    model = Recorded(tiny_model())
+    prompts = [[5, 6, 7, 8], [5, 9, 10, 11]]
+    tokenizer = Numbers(frozenset(range(320)))  # every answer ends at once
+    dict(iter_answers(model, tokenizer, prompts, max_tokens=7, references=[[12, 13], [14]]))
+    # The shared token; the rows but for their last token; the references; the first token of the answers.
+    assert model.shapes == [(1, 1), (2, 2), (2, 2), (2, 1)]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "mamba"])
