@@ -115,7 +115,12 @@ def evaluate(
         list[Path] | None, typer.Argument(metavar="[ADAPTER]...", help="Adapter folders.", show_default=False)
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="Questions (.jsonl, .json, .csv); the run's test rows otherwise.")
+        list[str] | None,
+        typer.Option(
+            help="Questions (.jsonl, .json, .csv, or general-knowledge); the run's test rows otherwise. May be given "
+            "again.",
+            show_default=False,
+        ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Also ask the base, and compare.")] = False,
     model: ModelName = None,
@@ -128,11 +133,18 @@ def evaluate(
         float | None, typer.Option(min=0.0, max=1.0, help="Exit 1 when an adapter scores less.", show_default=False)
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="exact_match, contains or token_f1: what --fail-under looks at.")
-    ] = "exact_match",
+        list[str] | None,
+        typer.Option(
+            help="exact_match, contains, token_f1; accuracy, accuracy_norm; or one of your own, by the name of its "
+            "entry point or as package.module:function. May be given again; the first leads.",
+            show_default=False,
+        ),
+    ] = None,
     numbers: Annotated[
         bool, typer.Option("--numbers", help="Let number words and digits, and forms of a date, count as equal.")
     ] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampled answers.")] = 0,
     json_output: JsonOutput = False,
     output: Annotated[
         Path | None,
@@ -152,8 +164,10 @@ def evaluate(
             max_tokens=max_tokens,
             batch_size=batch_size,
             fail_under=fail_under,
-            metric=metric,
+            metrics=metric or [],
             numbers=numbers,
+            temperature=temperature,
+            seed=seed,
             json_output=json_output,
             output=output,
         )

@@ -15,7 +15,7 @@ SUFFIXES = (".jsonl", ".json", ".csv")
 _BOM = b"\xef\xbb\xbf"
 _WHITESPACE = " \t\r\n"
 # A cell of these columns that begins like JSON is read as JSON.
-_JSON_COLUMNS = ("messages", "conversations", "tools", "answers")
+_JSON_COLUMNS = ("messages", "conversations", "tools", "answers", "choices")
 _ENCODING_HINT = "save the file as UTF-8"
 
 
@@ -168,7 +168,7 @@ def _csv_row(row: dict[str, Any], place: str) -> RawRow:
         if not cell.strip():
             del row[column]
             continue
-        if column == "answers" and not cell.lstrip().startswith("["):
+        if column in ("answers", "choices") and not cell.lstrip().startswith("["):
             row[column] = [variant.strip() for variant in cell.split("|")]
             continue
         try:

@@ -1,10 +1,11 @@
-"""A tiny base and a run file over it, for the tests of `mlx-lora train`."""
+"""A tiny base and a run file over it for the tests of `mlx-lora train`, and the workshop of those of `eval`."""
 
 import json
 
 import pytest
 import yaml
 
+from tests.commands.workshop import workshop  # noqa: F401
 from tests.tiny import save_tiny_folder
 
 QUESTIONS = [("What is the sky?", "blue"), ("What is grass?", "green"), ("What is snow?", "white"), ("Coal?", "black")]

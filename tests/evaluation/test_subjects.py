@@ -51,6 +51,7 @@ def test_a_source_knows_its_file_and_how_much_of_it_is_asked(tmp_path: Path) -> 
         "sha256": records_sha256(read_records(str(file))),
         "rows": 6,
         "asked": 3,
+        "kind": "open",
     }
     assert [record.question for record in source.records] == ["q0?", "q2?", "q4?"]
 
