@@ -93,7 +93,7 @@ def padded_length(longest: int) -> int:
 
     A compiled step is traced again for each width: there are at most sixteen between a length and its double.
     """
-    multiple = max(4, 2 ** (longest.bit_length() - 5))
+    multiple = max(4, 1 << max(0, longest.bit_length() - 5))
     return -(-longest // multiple) * multiple
 
 

@@ -6,13 +6,13 @@ from typing import Any
 
 from mlx_lora.config import DataSettings
 from mlx_lora.dataset.rendering import ChatTokenizer
-from mlx_lora.evaluation.metrics import Metric, ScoredAnswer
+from mlx_lora.evaluation.metrics import ScoredAnswer, kind_of
 from mlx_lora.evaluation.questions import build_questions
 from mlx_lora.evaluation.statistics import compare_right
 from mlx_lora.evaluation.subjects import Source, read_source
 from mlx_lora.evaluation.verdict import ALPHA
 
-METRIC: Metric = "contains"  # a base answers in sentences
+METRICS = {"open": "contains", "choice": "accuracy"}  # a base answers open questions in sentences
 MAX_TOKENS = 32  # plain questions are answered at once, and every run waits for this
 BUILTIN_QUESTIONS = 50  # of the built-in set, evenly spread: enough for McNemar's test to see a sixth of them go
 BUILTIN = "general-knowledge"
@@ -29,6 +29,7 @@ class Retention:
     lost: int  # right before, wrong now
     gained: int
     p: float  # of McNemar's exact test, two-sided
+    metric: str = "contains"
 
     @property
     def forgot(self) -> bool:
@@ -39,11 +40,11 @@ class Retention:
     def line(self) -> str:
         """Such as "general knowledge 37/50 → 31/50 (contains)"."""
         counts = f"{self.base}/{self.questions} → {self.adapter}/{self.questions}"
-        return f"{self.data.replace('-', ' ')} {counts} ({METRIC})"
+        return f"{self.data.replace('-', ' ')} {counts} ({self.metric})"
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as JSON values, with the metric."""
-        return {**asdict(self), "metric": METRIC, "forgot": self.forgot}
+        """Everything as JSON values."""
+        return {**asdict(self), "forgot": self.forgot}
 
 
 def read_retention_set(name: str, tokenizer: ChatTokenizer, settings: DataSettings) -> Source:
@@ -55,9 +56,12 @@ def read_retention_set(name: str, tokenizer: ChatTokenizer, settings: DataSettin
 
 def compare_retention(data: str, base: Sequence[ScoredAnswer], adapter: Sequence[ScoredAnswer]) -> Retention:
     """The comparison of two lists of answers to the same questions. Raises: ValueError for other lengths."""
-    before, after = [row.right(METRIC) for row in base], [row.right(METRIC) for row in adapter]
+    metric = METRICS[kind_of(base)]
+    before, after = [row.right(metric) for row in base], [row.right(metric) for row in adapter]
     changes = compare_right(before, after)
-    return Retention(data, len(before), sum(before), sum(after), len(changes.broken), len(changes.fixed), changes.p)
+    return Retention(
+        data, len(before), sum(before), sum(after), len(changes.broken), len(changes.fixed), changes.p, metric
+    )
 
 
 def remedy(replay: float | None) -> str:

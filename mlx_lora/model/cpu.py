@@ -83,7 +83,8 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 
 @swiglu.vjp
 def _swiglu_vjp(primals: Any, cotangent: Any, _: Any) -> Any:
-    return _swiglu_gradients(*primals, cotangent)
+    gate, x = primals
+    return _swiglu_gradients(gate, x, cotangent)
 
 
 def _sigmoid(x: mx.array) -> mx.array:
