@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mlx_lora.config import DataSettings, RunConfig
-from mlx_lora.dataset.batches import plan_epoch
+from mlx_lora.dataset.batches import padded_length, plan_epoch
 from mlx_lora.dataset.examples import ChatTokenizer, Example, ExampleSet, build_examples
 from mlx_lora.dataset.groups import prefix_groups
 from mlx_lora.dataset.record import Record
@@ -210,8 +210,8 @@ def _contradictions(records: Sequence[Record]) -> list[Contradiction]:
     return list(found.values())
 
 
-def _padding_share(lengths: Sequence[int], plan: Sequence[Sequence[int]], multiple: int = 8) -> float:
-    places = sum(-(-max(lengths[row] for row in rows) // multiple) * multiple * len(rows) for rows in plan)
+def _padding_share(lengths: Sequence[int], plan: Sequence[Sequence[int]]) -> float:
+    places = sum(padded_length(max(lengths[row] for row in rows)) * len(rows) for rows in plan)
     return 1.0 - sum(lengths) / places if places else 0.0
 
 

@@ -69,8 +69,8 @@ class LoRALinear(AdapterLayer):
         y: mx.array = self.linear(x)
         if not self.enabled:
             return y
-        narrow: mx.array = self.scale * (self.dropout(x) @ self.lora_a)  # scaled where it is R wide, not D_out
-        return y + (narrow @ self.lora_b).astype(y.dtype)
+        update: mx.array = (self.dropout(x) @ self.lora_a) @ self.lora_b
+        return y + (self.scale * update).astype(y.dtype)
 
 
 class LoRASwitchLinear(AdapterLayer):

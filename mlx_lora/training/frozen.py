@@ -215,7 +215,8 @@ def _fill(
             trunk.states(arrays["inputs"], prefix_caches(trunk, arrays))
             states = _to_numpy(capture.take())
             pieces = len(states) - len(batch.rows)
-            store.write_prefix(states[:pieces].reshape(-1, states.shape[2])[:prefix])
+            if pieces:
+                store.write_prefix(states[:pieces].reshape(-1, states.shape[2])[:prefix])
             store.write(batch, states[pieces:])
             done += len(batch.rows)
             yield done

@@ -86,11 +86,11 @@ def test_an_adapter_that_broke_the_model_is_called_so(workshop: Path, capsys: py
     # What a far too large learning rate leads to: logits that are no numbers.
     result = evaluate(workshop, "wrecked", base=True, limit=12, capsys=capsys)
     assert result["verdict"]["kind"] == "broken"
-    assert result["verdict"]["sentence"].endswith(
+    assert (
         "the adapter broke the model (perplexity of the right answers infinite against "
         f"{result['base']['perplexity']:,.0f}; the likelihood of 12 of 12 right answers is no finite number; "
-        "12 of 12 answers never end and repeat themselves)"
-    )
+        "12 of 12 answers never end and repeat themselves"
+    ) in result["verdict"]["sentence"]
     assert (result["perplexity"], result["non_finite"], result["looping"]) == (None, 12, 12)
     assert result["questions"][0]["reference_nats"] is None
     alone = evaluate(workshop, "wrecked", limit=12, capsys=capsys)

@@ -9,9 +9,7 @@ from mlx_lora.commands.train import run_train
 from mlx_lora.errors import DataError, TrainingError
 from mlx_lora.runfile import load_config
 from mlx_lora.training import replay
-from tests.commands.test_train import base, events, interrupted_after, run_file
-
-__all__ = ["base", "run_file"]  # fixtures
+from tests.commands.test_train import events, interrupted_after
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,7 @@ from mlx_lora.errors import DataError
 from mlx_lora.lora.adapter import apply_adapter, read_adapter
 from mlx_lora.model.generate import generate_answers
 from mlx_lora.model.load import load_base
-from tests.commands.test_train import base, events, run_file
-
-__all__ = ["base", "run_file"]  # fixtures
+from tests.commands.test_train import events
 
 
 @pytest.fixture

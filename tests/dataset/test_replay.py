@@ -94,7 +94,7 @@ def test_batches_hold_the_probabilities_where_their_tokens_are_trained() -> None
     batch = collate(rows, [1, 0, 2])
     assert batch.expected is not None
     assert batch.expected_places is not None
-    assert batch.expected_places.tolist() == [1, 2, 16, 17]
+    assert batch.expected_places.tolist() == [1, 2, 8, 9]
     assert batch.targets.reshape(-1)[batch.expected_places].tolist() == [8, 9, 8, END]
     assert batch.expected.tokens[:, 0].tolist() == [8, 9, 8, END]
     assert batch.targets_count == 5
