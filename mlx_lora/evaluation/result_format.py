@@ -129,7 +129,7 @@ class QuestionRow(Said, Asked):
 
 
 class _Head(_Part):
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: int = FORMAT_VERSION
     label: str = Field(description="the adapter's folder, or base")
     data: DataFacts
     metric: str = Field(description="the leading one")

@@ -179,7 +179,7 @@ def test_a_stopped_a_killed_and_a_failed_run_say_how_to_go_on(tmp_path):
         (found,) = notes(read_run(write_run(tmp_path / "one", events)))
         assert found == (words, f"mlx-lora train …/{tmp_path.name}/one/run.yaml --resume")
     (text,) = said(tmp_path, begun)
-    assert text == "It ended after step 2 of 6, not said: killed, still running, or trained by an older version."
+    assert text == "Its files end at step 2 of 6: it was killed, still runs, or an older version trained it."
 
 
 def test_early_stopping_is_no_interruption(tmp_path):
