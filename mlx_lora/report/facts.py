@@ -106,7 +106,7 @@ def data_table(run: Run) -> Table | None:
     """Rows and tokens of each split, or only their hashes where the run's version did not count."""
     hashes, splits = run.origin.get("data_sha256"), run.facts.get("data")
     hashes = hashes if isinstance(hashes, Mapping) else {}
-    names = list(splits) if isinstance(splits, Mapping) else list(hashes)
+    names = list(dict.fromkeys([*splits, *hashes] if isinstance(splits, Mapping) else hashes))
     if not names:
         return None
     if not isinstance(splits, Mapping):
@@ -115,8 +115,8 @@ def data_table(run: Run) -> Table | None:
     columns = ["", "file", "rows", "used", "tokens", "trained tokens", "longest", "median", "repeats", "SHA-256"]
     rows = []
     for name in names:
-        one = splits[name]
-        if not one.get("rows"):
+        one = splits.get(name, {})  # replayed rows have a hash alone
+        if not one.get("rows") and name not in hashes:
             continue
         lengths = one.get("length_quantiles", {})
         counts = [one.get("rows"), one.get("examples"), one.get("tokens"), one.get("trained_tokens")]

@@ -206,6 +206,13 @@ def test_torn_and_broken_lines_are_named(tmp_path):
     ]
 
 
+def test_rows_that_were_only_hashed_stand_in_the_table_too(tmp_path):
+    start = {**START, "data_sha256": {"train": "a" * 64, "replay": "9" * 64}}
+    text = page_of(tmp_path, [start, *whole_run()[1:]]).text
+    assert "replay – – – – – – – 999999999999" in text
+    assert "test data/test.jsonl" not in text
+
+
 def test_ranks_and_warnings_are_named(tmp_path):
     start = {**START, "run": {**FACTS, "ranks": 2, "data_warnings": ["2 rows repeat others"]}}
     warning = {"event": "warning", "step": 4, "message": "the loss rises"}
