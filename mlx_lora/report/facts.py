@@ -16,7 +16,7 @@ _ENDS = {
     "patience": "early: the validation loss no longer fell",
     "signal": "stopped by hand",
     "error": "with an error",
-    "": "not said: killed, still running, or trained by an older version",
+    "": "the files do not say",
 }
 
 
@@ -106,7 +106,7 @@ def data_table(run: Run) -> Table | None:
     """Rows and tokens of each split, or only their hashes where the run's version did not count."""
     hashes, splits = run.origin.get("data_sha256"), run.facts.get("data")
     hashes = hashes if isinstance(hashes, Mapping) else {}
-    names = list(splits) if isinstance(splits, Mapping) else list(hashes)
+    names = list(dict.fromkeys([*splits, *hashes] if isinstance(splits, Mapping) else hashes))
     if not names:
         return None
     if not isinstance(splits, Mapping):
@@ -115,8 +115,8 @@ def data_table(run: Run) -> Table | None:
     columns = ["", "file", "rows", "used", "tokens", "trained tokens", "longest", "median", "repeats", "SHA-256"]
     rows = []
     for name in names:
-        one = splits[name]
-        if not one.get("rows"):
+        one = splits.get(name, {})  # replayed rows have a hash alone
+        if not one.get("rows") and name not in hashes:
             continue
         lengths = one.get("length_quantiles", {})
         counts = [one.get("rows"), one.get("examples"), one.get("tokens"), one.get("trained_tokens")]
@@ -148,9 +148,11 @@ def notes(run: Run) -> list[tuple[str, str | None]]:
         found.append(
             ("The last line of metrics.jsonl was cut off, as by a crash or a full disk; it is left out.", None)
         )
-    if run.ended_by in ("signal", "error") or (not run.ended_by and events.steps):
-        planned = f" of {run.total_steps}" if run.total_steps else ""
-        found.append((f"It ended after step {events.last_step}{planned}, {_ENDS[run.ended_by]}.", again))
+    place = f"step {events.last_step}{f' of {run.total_steps}' if run.total_steps else ''}"
+    if run.ended_by in ("signal", "error"):
+        found.append((f"It ended after {place}, {_ENDS[run.ended_by]}.", again))
+    elif not run.ended_by and events.steps:
+        found.append((f"Its files end at {place}: it was killed, still runs, or an older version trained it.", again))
     found += [(f"It was stopped and resumed after step {event.get('step')}.", None) for event in events.of("resume")]
     if events.steps and not events.validations:
         found.append(("There was no validation: set data.valid, or data.valid_share, to see when to stop.", None))

@@ -47,9 +47,9 @@ def scale_of_values(values: Sequence[float], kind: Kind, *, from_zero: bool = Fa
     if kind == "log":
         if low <= 0:
             raise ValueError("a logarithm of 0 or less")
-        room = (high / low) ** 0.06 if high > low else 2.0
+        room = max(1.05, (high / low) ** 0.06)
         return Scale("log", low / room, high * room)
-    if low == high:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value, and the rounding of its means
         return Scale("linear", min(0.0, 2 * low), max(0.0, 2 * high) or 1.0)
     room = 0.06 * (high - low)
     floor = 0.0 if 0 <= low < 0.6 * high or (from_zero and low >= 0) else low - room

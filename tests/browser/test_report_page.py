@@ -118,7 +118,7 @@ def test_the_rest_of_the_questions_is_one_press_away(page, report):
 
 def test_a_chart_tells_its_values_to_pointer_and_keyboard(page, report):
     page.open(report)
-    page.run("document.querySelector('#chart-loss').scrollIntoView()")
+    page.run("document.querySelector('#chart-loss').scrollIntoView({behavior: 'instant'})")
     plot = "document.querySelector('#chart-loss .plot')"
     box = page.run(f"(({{left, top, width, height}}) => [left, top, width, height])({plot}.getBoundingClientRect())")
     page.move(box[0] + box[2] / 2, box[1] + box[3] / 2)

@@ -6,7 +6,7 @@ import math
 import pytest
 from rich.console import Console
 
-from mlx_lora.commands import losscurve
+from mlx_lora.commands import losscurve, trainsummary
 from mlx_lora.commands.losscurve import draw_losses, print_loss_curve
 from tests.report.run_folders import START, step, validation, write_run
 
@@ -79,6 +79,17 @@ def test_a_terminal_that_knows_no_braille_gets_none(monkeypatch, folder):
     monkeypatch.setattr(losscurve, "talk", console)
     print_loss_curve(folder)
     assert console.file.getvalue() == ""
+
+
+def test_the_summary_of_a_run_draws_it_before_what_is_next(monkeypatch, folder):
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True)
+    for module in (losscurve, trainsummary):
+        monkeypatch.setattr(module, "talk", console)
+    summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1, "best_step": 6}
+    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5}
+    trainsummary.print_summary(summary, folder, "mlx-lora train run.yaml --resume")
+    printed = console.file.getvalue()
+    assert 0 < printed.index("6 steps in 0:12") < printed.index("loss, nats a token") < printed.index("next:")
 
 
 def test_too_few_steps_make_no_curve(monkeypatch, tmp_path):

@@ -59,6 +59,11 @@ def test_an_axis_of_one_value_is_not_empty(value):
     assert 0 <= scale.share(value) <= 1
 
 
+def test_the_rounding_of_equal_values_is_no_span():
+    scale = scale_of_values([50.0, 50.00000000000001], "linear")
+    assert (scale.low, round(scale.high)) == (0, 100)
+
+
 def test_an_axis_becomes_logarithmic_from_a_tenfold_span():
     assert prefers_log([0.5, 5.0])
     assert not prefers_log([0.51, 5.0])

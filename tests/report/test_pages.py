@@ -179,7 +179,7 @@ def test_a_stopped_a_killed_and_a_failed_run_say_how_to_go_on(tmp_path):
         (found,) = notes(read_run(write_run(tmp_path / "one", events)))
         assert found == (words, f"mlx-lora train …/{tmp_path.name}/one/run.yaml --resume")
     (text,) = said(tmp_path, begun)
-    assert text == "It ended after step 2 of 6, not said: killed, still running, or trained by an older version."
+    assert text == "Its files end at step 2 of 6: it was killed, still runs, or an older version trained it."
 
 
 def test_early_stopping_is_no_interruption(tmp_path):
@@ -204,6 +204,13 @@ def test_torn_and_broken_lines_are_named(tmp_path):
         "The last line of metrics.jsonl was cut off, as by a crash or a full disk; it is left out.",
         "line 12 of metrics.jsonl is no event and was left out.",
     ]
+
+
+def test_rows_that_were_only_hashed_stand_in_the_table_too(tmp_path):
+    start = {**START, "data_sha256": {"train": "a" * 64, "replay": "9" * 64}}
+    text = page_of(tmp_path, [start, *whole_run()[1:]]).text
+    assert "replay – – – – – – – 999999999999" in text
+    assert "test data/test.jsonl" not in text
 
 
 def test_ranks_and_warnings_are_named(tmp_path):

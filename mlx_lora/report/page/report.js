@@ -120,7 +120,7 @@
   }
   document.addEventListener("keydown", (event) => {
     const search = document.querySelector(".questions-card input[type=search]");
-    if (event.key !== "/" || !search || event.target.matches("input, textarea")) return;
+    if (event.key !== "/" || !search || event.target.matches("input[type=search], textarea")) return;
     event.preventDefault();
     search.focus();
     search.select();
