@@ -235,12 +235,13 @@ def _print(evaluations: "Sequence[Evaluation]", sources: "Sequence[Source]") -> 
 
 
 def _exit_code(evaluations: "Sequence[Evaluation]", fail_under: float | None) -> int:
+    from mlx_lora.evaluation.verdict import metric_name
+
     code = 0
     for one in evaluations:
         value = one.metrics.values[one.metric]
         if fail_under is not None and value < fail_under:
-            name = one.metric.replace("_", " ")
-            fact = f"{one.label}, {one.data['name']}: {name} {value:.4f} is under {fail_under:g}"
+            fact = f"{one.label}, {one.data['name']}: {metric_name(one.metric)} {value:.4f} is under {fail_under:g}"
             talk.print(f"failed: {fact}", markup=False, soft_wrap=True)
             code = 1
     return code

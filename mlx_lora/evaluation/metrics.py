@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from mlx_lora.evaluation.result_format import DataKind
 from mlx_lora.evaluation.statistics import wilson_interval
 
-OPEN_METRICS = ("exact_match", "contains", "token_f1")
-CHOICE_METRICS = ("accuracy", "accuracy_norm")
+Metric = str  # one of METRICS, or the name of a plug-in's
+OPEN_METRICS: tuple[Metric, ...] = ("exact_match", "contains", "token_f1")
+CHOICE_METRICS: tuple[Metric, ...] = ("accuracy", "accuracy_norm")
 METRICS = OPEN_METRICS + CHOICE_METRICS
 _SHARES = frozenset(METRICS) - {"token_f1"}  # right or wrong; all others are fractions
 
@@ -23,7 +24,7 @@ class ScoredAnswer:
     fact: str | None
     place: str  # "data/test.jsonl:17"
     prediction: str  # of a multiple-choice row: the likeliest choice
-    scores: Mapping[str, float]  # metric -> bool where it is right or wrong, else 0 to 1
+    scores: Mapping[Metric, float]  # metric -> bool where it is right or wrong, else 0 to 1
     stopped: bool  # ended by itself, not by max_tokens
     tokens: int  # of the prediction; 0 where a choice was picked
     reference_nats: float  # -ln p of the canonical answer: with its end token, as a choice without
@@ -32,7 +33,7 @@ class ScoredAnswer:
     choices: tuple[str, ...] = ()
     choice_nats: tuple[float, ...] = ()  # -ln p of each choice
 
-    def right(self, metric: str) -> bool:
+    def right(self, metric: Metric) -> bool:
         """Whether it counts as right; by a metric of fractions, whether it is entirely right."""
         return self.scores[metric] == 1
 
@@ -42,7 +43,7 @@ class Metrics:
     """Figures of a set of answers; shares and means are 0 to 1."""
 
     count: int
-    values: Mapping[str, float]  # of each metric that the answers were scored by
+    values: Mapping[Metric, float]  # of each metric that the answers were scored by
     stop_rate: float | None  # None where choices were picked
     nats_per_token: float  # of the canonical answers; may be NaN or infinite
     non_finite: int  # answers whose canonical one has no finite likelihood
@@ -69,16 +70,16 @@ class Metrics:
         """Of the canonical answers, a token; inf where the model gives one no chance or NaN."""
         return perplexity(self.nats_per_token)
 
-    def interval(self, metric: str) -> tuple[float, float] | None:
+    def interval(self, metric: Metric) -> tuple[float, float] | None:
         """The 95 % Wilson interval of a share; None for a mean of fractions."""
         return wilson_interval(self.right(metric), self.count) if is_share(metric) else None
 
-    def right(self, metric: str) -> int:
+    def right(self, metric: Metric) -> int:
         """How many are right by a share."""
         return round(self.count * self.values[metric])
 
 
-def is_share(metric: str) -> bool:
+def is_share(metric: Metric) -> bool:
     """Whether `metric` is right or wrong for each question, not a fraction."""
     return metric in _SHARES
 

@@ -10,7 +10,16 @@ from importlib import metadata
 from typing import Any
 
 from mlx_lora.evaluation.damage import find_damage
-from mlx_lora.evaluation.metrics import METRICS, Metrics, ScoredAnswer, by_category, by_fact, is_share, summarize
+from mlx_lora.evaluation.metrics import (
+    METRICS,
+    Metric,
+    Metrics,
+    ScoredAnswer,
+    by_category,
+    by_fact,
+    is_share,
+    summarize,
+)
 from mlx_lora.evaluation.result_format import (
     Change,
     EvaluationResult,
@@ -30,7 +39,7 @@ class Evaluation:
     data: Mapping[str, Any]  # as Source.facts
     rows: Sequence[ScoredAnswer]
     base_rows: Sequence[ScoredAnswer] | None
-    metric: str  # the leading one
+    metric: Metric  # the leading one
     seconds: float  # to answer and score `rows`
 
     @property

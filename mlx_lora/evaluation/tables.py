@@ -6,7 +6,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mlx_lora.evaluation.metrics import Metrics, ScoredAnswer, by_category, by_fact, is_share, kind_of, summarize
+from mlx_lora.evaluation.metrics import (
+    Metric,
+    Metrics,
+    ScoredAnswer,
+    by_category,
+    by_fact,
+    is_share,
+    kind_of,
+    summarize,
+)
 from mlx_lora.evaluation.result import Evaluation
 from mlx_lora.evaluation.verdict import MetricTest, describe, metric_name, percent, show_perplexity
 
@@ -84,7 +93,7 @@ def _columns(evaluations: Sequence[Evaluation]) -> list[tuple[str, Sequence[Scor
 def _table(
     columns: Sequence[tuple[str, Sequence[ScoredAnswer]]],
     evaluations: Sequence[Evaluation],
-    share: Callable[[Metrics, str], str],
+    share: Callable[[Metrics, Metric], str],
 ) -> Table:
     metric = evaluations[0].metric
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -115,7 +124,7 @@ def _table(
     return table
 
 
-def _share(metrics: Metrics, metric: str) -> str:
+def _share(metrics: Metrics, metric: Metric) -> str:
     interval = metrics.interval(metric)
     if interval is None:
         return f"{metrics.values[metric]:.3f}"
@@ -124,13 +133,13 @@ def _share(metrics: Metrics, metric: str) -> str:
     return f"{right}/{metrics.count}  {percent(right / metrics.count):>6} ({low}–{high})"
 
 
-def _short_share(metrics: Metrics, metric: str) -> str:
+def _short_share(metrics: Metrics, metric: Metric) -> str:
     if not is_share(metric):
         return f"{metrics.values[metric]:.3f}"
     return f"{_right_of(metrics, metric)} {percent(metrics.values[metric])}"
 
 
-def _right_of(metrics: Metrics, metric: str) -> str:
+def _right_of(metrics: Metrics, metric: Metric) -> str:
     return f"{metrics.right(metric)}/{metrics.count}" if is_share(metric) else f"{metrics.values[metric]:.2f}"
 
 
@@ -148,7 +157,7 @@ def _tested(evaluations: Sequence[Evaluation]) -> list[str]:
     return [leading, *others]
 
 
-def _of_test(evaluation: Evaluation, metric: str, show: Callable[[MetricTest], str]) -> str:
+def _of_test(evaluation: Evaluation, metric: Metric, show: Callable[[MetricTest], str]) -> str:
     return show(evaluation.comparison.tests[metric]) if evaluation.comparison else ""
 
 

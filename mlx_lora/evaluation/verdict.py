@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mlx_lora.evaluation.damage import Damage, find_damage
-from mlx_lora.evaluation.metrics import Metrics, ScoredAnswer, is_share, kind_of, summarize
+from mlx_lora.evaluation.metrics import METRICS, Metric, Metrics, ScoredAnswer, is_share, kind_of, summarize
 from mlx_lora.evaluation.result_format import VerdictKind
 from mlx_lora.evaluation.statistics import Changes, compare_right, sign_test
 
@@ -22,7 +22,7 @@ _BLIND_GUESSING = 1e6  # perplexity; no vocabulary is so large that guessing amo
 class MetricTest:
     """What the adapter changed by one metric: of a share `changes`, of fractions the ups and downs."""
 
-    metric: str
+    metric: Metric
     changes: Changes
     higher: int
     lower: int
@@ -39,7 +39,7 @@ class Comparison:
 
     base: Metrics
     adapter: Metrics
-    metric: str  # the leading one
+    metric: Metric  # the leading one
     tests: Mapping[str, MetricTest]  # of every metric that the answers have
     kind: VerdictKind
     gained: tuple[str, ...]  # metrics with a gain that chance does not explain
@@ -58,7 +58,7 @@ class Comparison:
         return self.tests[self.metric].p
 
 
-def compare(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer], metric: str) -> Comparison:
+def compare(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer], metric: Metric) -> Comparison:
     """What the adapter changed. Raises: ValueError when the rows are not those of the same questions."""
     if [row.question for row in base_rows] != [row.question for row in adapter_rows]:
         raise ValueError("the answers are to other questions")
@@ -85,7 +85,7 @@ def compare(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnsw
     return Comparison(base, adapter, metric, tests, kind, gained, lost, damage.signs, sentence)
 
 
-def describe(metrics: Metrics, metric: str) -> str:
+def describe(metrics: Metrics, metric: Metric) -> str:
     """Such as "68 of 70 (97 %)", or "0.93 token F1"."""
     if not is_share(metric):
         return f"{metrics.values[metric]:.2f} {metric_name(metric)} on {metrics.count} questions"
@@ -93,9 +93,9 @@ def describe(metrics: Metrics, metric: str) -> str:
     return f"{right} of {metrics.count} ({percent(right / metrics.count)})"
 
 
-def metric_name(metric: str) -> str:
-    """The name of a metric in a sentence."""
-    return {"token_f1": "token F1"}.get(metric, metric.replace("_", " "))
+def metric_name(metric: Metric) -> str:
+    """The name of a metric in a sentence; a plug-in's stays as its owner writes it."""
+    return metric if metric not in METRICS else "token F1" if metric == "token_f1" else metric.replace("_", " ")
 
 
 def percent(share: float) -> str:
@@ -115,7 +115,7 @@ def show_perplexity(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}" if value < 1e5 else f"{value:.1e}"
 
 
-def _test(metric: str, base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer]) -> MetricTest:
+def _test(metric: Metric, base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer]) -> MetricTest:
     changes = compare_right([row.right(metric) for row in base_rows], [row.right(metric) for row in adapter_rows])
     pairs = [(one.scores[metric], two.scores[metric]) for one, two in zip(base_rows, adapter_rows, strict=True)]
     higher, lower = sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
@@ -157,7 +157,7 @@ class _Words:
 
     base: Metrics
     adapter: Metrics
-    metric: str
+    metric: Metric
     looked_at: tuple[str, ...]
     gained: tuple[str, ...]
     lost: tuple[str, ...]
@@ -191,7 +191,7 @@ class _Words:
             return f"the adapter answers {adapter}, the base {base}"
         return ", ".join(f"{metric_name(one)} {self._value(one)}" for one in self.looked_at)
 
-    def _value(self, metric: str) -> str:
+    def _value(self, metric: Metric) -> str:
         """Such as "1 of 50 against the base's 37"."""
         if is_share(metric):
             return f"{self.adapter.right(metric)} of {self.adapter.count} against the base's {self.base.right(metric)}"
