@@ -82,14 +82,14 @@ def test_a_terminal_that_knows_no_braille_gets_none(monkeypatch, folder):
 
 
 def test_the_summary_of_a_run_draws_it_before_what_is_next(monkeypatch, folder):
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True, highlight=False)
     for module in (losscurve, trainsummary):
         monkeypatch.setattr(module, "talk", console)
     summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1, "best_step": 6}
     summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5}
     trainsummary.print_summary(summary, folder, "mlx-lora train run.yaml --resume")
     printed = console.file.getvalue()
-    assert 0 < printed.index("6 steps in 0:12") < printed.index("loss, nats a token") < printed.index("next:")
+    assert 0 <= printed.index("6 steps in 0:12") < printed.index("loss, nats a token") < printed.index("next:")
 
 
 def test_too_few_steps_make_no_curve(monkeypatch, tmp_path):
