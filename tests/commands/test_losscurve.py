@@ -82,7 +82,7 @@ def test_a_terminal_that_knows_no_braille_gets_none(monkeypatch, folder):
 
 
 def test_the_summary_of_a_run_draws_it_before_what_is_next(monkeypatch, folder):
-    console = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True, highlight=False)
     for module in (losscurve, trainsummary):
         monkeypatch.setattr(module, "talk", console)
     summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1, "best_step": 6}
