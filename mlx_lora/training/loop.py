@@ -90,7 +90,7 @@ def build_schedule(
     `batch_size` × `ranks`. Of the `replay_pool` rows that follow, each epoch takes the next `replay_rows`, spread over
     its steps.
     """
-    batch_size = settings.batch_size * ranks
+    batch_size = settings.batch_rows * ranks
     batches = math.ceil(len(lengths) / batch_size)
     steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
     total = settings.steps if settings.steps is not None else (settings.epochs or 1) * steps_per_epoch

@@ -72,7 +72,7 @@ class Session:
         """Mean nats a trained token over the whole validation set, with dropout off."""
         self.model.eval()
         try:
-            batch_size = self.config.train.batch_size
+            batch_size = self.config.train.batch_rows
             return mean_nats(self.stepper.engine, self.valid_set, batch_size, self.valid_store, self.group)
         finally:
             self.model.train()
@@ -157,16 +157,7 @@ def build_session(
         raise TrainingError("there are no training rows", "see `mlx-lora check`")
     trainable = Trainable(model)
     group = group or Group()
-    taught = [example for example in train_set if example.expected is None]
-    batch_size = config.train.batch_size * group.size
-    schedule = build_schedule(
-        [len(example.tokens) - 1 for example in taught],
-        config.train,
-        group.size,
-        groups=prefix_groups(taught, batch_size) if config.train.group_by_prefix else None,
-        replay_pool=len(train_set) - len(taught),
-        replay_rows=replay_rows(len(taught), config.data.replay),
-    )
+    schedule = schedule_rows(config, train_set, group.size)
     batches = [share for rows in schedule.first_batches() if (share := group.share(rows))]
     engine, reports = build_engine(model, train_set, batches, config.train, config.lora)
     model.train()
@@ -177,6 +168,20 @@ def build_session(
     return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports, group=group)
 
 
+def schedule_rows(config: RunConfig, train_set: Sequence[Example], ranks: int = 1) -> Schedule:
+    """Which rows of a run's `train_set` (of build_session) go into which step."""
+    taught = [example for example in train_set if example.expected is None]
+    batch_size = config.train.batch_rows * ranks
+    return build_schedule(
+        [len(example.tokens) - 1 for example in taught],
+        config.train,
+        ranks,
+        groups=prefix_groups(taught, batch_size) if config.train.group_by_prefix else None,
+        replay_pool=len(train_set) - len(taught),
+        replay_rows=replay_rows(len(taught), config.data.replay),
+    )
+
+
 def prepare_engine(session: Session, first_layer: int, base: str, folder: Path) -> Iterator[tuple[int, int]]:
     """Run the layers below `first_layer` once where that pays, and compare the engine with the plain forward.
 
@@ -185,7 +190,7 @@ def prepare_engine(session: Session, first_layer: int, base: str, folder: Path) 
     """
     if session.config.train.engine == "plain":
         return
-    expected = _plain_gradients(session)
+    expected = plain_gradients(session)
     removed = yield from _freeze(session, first_layer, base, folder)
     session.reports.append(_compare(session, expected, removed))
 
@@ -242,7 +247,7 @@ def _freeze(session: Session, first_layer: int, base: str, folder: Path) -> Gene
     return removed
 
 
-def _plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
+def plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
     """The plain way's loss and gradients on the first rows, computed now: the layers may be gone later."""
     batch = check_batch(session.train_set, session.schedule.micro_batches(1)[0])
     optimizer = session.config.optimizer
