@@ -19,7 +19,7 @@ from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.lora.inject import iter_layers
 from mlx_lora.memory.rows import RunRows
-from mlx_lora.memory.thin import cut_slice
+from mlx_lora.memory.thin import cut_slice, is_trained
 from mlx_lora.training.frozen import (
     ROWS_AT_ONCE,
     FrozenStore,
@@ -70,7 +70,7 @@ class Probe:
         self.session = build_session(self.config, self.slice.model, self.rows.train, self.rows.valid)
         self.frozen = self._frozen()
         self._layers = {layer.index: layer for layer in iter_layers(self.slice.model)}
-        self._trained = [index for index, layer in self._layers.items() if layer.module.trainable_parameters()]
+        self._trained = [index for index, layer in self._layers.items() if is_trained(layer.module)]
 
     def step(self, batch: Sequence[Example], copies: int) -> int:
         """An optimizer update on so many micro-batches of the rows `batch`."""

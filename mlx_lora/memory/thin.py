@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten
 
 from mlx_lora.config import RunConfig
 from mlx_lora.errors import AdapterError, PredictionError
@@ -70,9 +71,14 @@ def cut_slice(config: RunConfig, most: int, *, kind: int | None = None, more: in
     _hollow(model)
     compute = apply_compute(model, config.compute)
     inject_lora(model, config.lora, seed=config.train.seed)
-    adapted = {kinds.of[index] for index in kept if layers[index].trainable_parameters()}
+    adapted = {kinds.of[index] for index in kept if is_trained(layers[index])}
     first_layer = next(index for index, one in enumerate(kinds.of) if one in adapted)
     return Slice(model, kinds, counts, first_layer, compute, source)
+
+
+def is_trained(layer: nn.Module) -> bool:
+    """Whether the layer holds trained parameters."""
+    return bool(tree_flatten(layer.trainable_parameters()))
 
 
 def _hollow(model: nn.Module) -> None:

@@ -19,7 +19,7 @@ from mlx_lora.training.trunk import Trunk
 def checkpoint_layers(trunk: Trunk) -> None:
     """Let every layer that holds trained parameters recompute its activations; weights and names stay as they are."""
     for layer in trunk.layers:
-        if layer.trainable_parameters():
+        if tree_flatten(layer.trainable_parameters()):
             layer.__class__ = _checkpointed(type(layer))  # type: ignore[arg-type]  # classes are hashable
 
 

@@ -199,6 +199,7 @@ def train_steps(
         mx.random.seed((group.rank << 53) + schedule.seed * 1_000_003 + step)
         nats, gradients = stepper.gradients(arrays[0]) if arrays else stepper.no_gradients()
         for more in arrays[1:]:
+            mx.async_eval(nats, gradients)  # in one graph MLX goes forward through all of them first, and holds it all
             more_nats, more_gradients = stepper.gradients(more)
             nats = nats + more_nats
             gradients = {name: gradient + more_gradients[name] for name, gradient in gradients.items()}
