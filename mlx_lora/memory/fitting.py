@@ -9,9 +9,11 @@ import numpy as np
 
 from mlx_lora.config import ENGINE_PARTS, RunConfig
 from mlx_lora.dataset.examples import Example
+from mlx_lora.lora.inject import iter_layers
 from mlx_lora.memory.bound import upper_bound
 from mlx_lora.memory.prediction import Slices, predict
 from mlx_lora.memory.rows import RunRows, longer
+from mlx_lora.model.outline import outline_base
 
 LARGEST_AUTO = 32  # rows; a larger batch mostly makes fewer updates of the same quality
 LEAST_BATCHES = 16  # an epoch keeps so many batches, whatever fits
@@ -139,10 +141,11 @@ def _gentler(config: RunConfig, rows: RunRows) -> Iterator[tuple[list[str], RunC
         settings = [*settings, "train.gradient_checkpointing=true"]
         config = changed(config, gradient_checkpointing=True)
         yield settings, config
-    for layers in (16, 8, 4):
-        if config.lora.layers == "all" or config.lora.layers > layers:
-            lora = config.lora.model_copy(update={"layers": layers})
-            yield [*settings, f"lora.layers={layers}"], config.model_copy(update={"lora": lora})
+    depth = len(iter_layers(outline_base(config.model, revision=config.revision)[0]))
+    adapted = depth if config.lora.layers == "all" else config.lora.layers
+    for share in (2, 4, 8):
+        lora = config.lora.model_copy(update={"layers": max(1, adapted // share)})
+        yield [*settings, f"lora.layers={lora.layers}"], config.model_copy(update={"lora": lora})
     longest = max(len(row.tokens) for row in rows.train)
     for share in (2, 4, 8):
         limit = {"max_seq_length": max(2, longest // share), "truncation": "drop"}
