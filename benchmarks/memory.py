@@ -41,6 +41,7 @@ WORKS = {
     "tiny-long": Work("qwen2", 8, 160, {"train.batch_size": 2, "data.train_on": "all"}),
     "real-chat": Work(REAL, 32, 12, {"train.batch_size": 8, "lora.rank": 8}),
     "real-checkpointing": Work(REAL, 32, 12, {"train.batch_size": 16, "train.gradient_checkpointing": True}),
+    "real-rank": Work(REAL, 16, 6, {"train.batch_size": 2, "train.gradient_checkpointing": True, "lora.rank": 64}),
     "real-plain": Work(REAL, 16, 12, {"train.batch_size": 4, "train.engine": "plain"}),
     "real-frozen": Work(REAL, 32, 12, {"train.batch_size": 8, "lora.layers": 16, "train.epochs": 2}),
     "real-long": Work(REAL, 4, 160, {"train.batch_size": 2}),

@@ -89,9 +89,12 @@ def longest_row(slices: Slices, room: int) -> Limit:
     lengths = [longest // 4, longest // 2, longest]
     totals = [slices.step([longer(row, length) for row in rows]).total for length in lengths]
     how = f"parabola through {size} rows of {lengths[0]}, {lengths[1]} and {lengths[2]} tokens"
-    curve: Any = np.polynomial.Polynomial.fit(lengths, [total - room for total in totals], 2)
-    roots = [float(root.real) for root in curve.roots() if abs(root.imag) < 1e-6 and root.real > 0]
-    return Limit(int(max(roots)) if roots else 0, how)
+    bent, slope, start = np.polyfit(lengths, [float(total - room) for total in totals], 2)
+    if bent <= 0:  # too short to bend
+        bent, (slope, start) = 0.0, np.polyfit(lengths, [float(total - room) for total in totals], 1)
+    if start + slope >= 0 or slope <= 0:
+        return Limit(0 if totals[0] > room else longest, how)
+    return Limit(int(max(np.roots([bent, slope, start] if bent else [slope, start]).real)), how)
 
 
 def savings(slices: Slices, batch: Sequence[Example], folder: Path, room: int) -> list[Saving]:

@@ -17,6 +17,7 @@ from mlx_lora.memory.probe import Probe, Sizes
 from mlx_lora.memory.rows import RunRows, longer, worst_batch, worst_validation
 
 FEW = 2  # layers of each kind in the thinner slice, and how many more of one kind the other has
+MARGIN = 1.03  # on what is measured: from run to run, what MLX has under way differs by about as much
 STEP = "a training step"
 _AT_ONCE = 2048  # positions that may be measured without measuring fewer first
 
@@ -85,13 +86,7 @@ class Slices:
 
     def whole(self, measure: Callable[[Probe], int]) -> int:
         """What `measure` finds on the slices, extended to the whole model."""
-        with _telling():
-            few = measure(self.thin)
-            total = float(few)
-            for probe, missing in zip(self._probes, self._missing, strict=True):
-                more = sum(probe.slice.counts) - sum(self.thin.slice.counts)
-                total += max(0.0, (measure(probe) - few) / more) * missing
-        return int(total)
+        return self._extended(self._measured(measure))
 
     def step(self, batch: Sequence[Example], copies: int | None = None) -> Phase:
         """An update on `copies` micro-batches of these rows (as many as the config says)."""
@@ -99,11 +94,25 @@ class Slices:
         static = self.static(optimizer=True, frozen_gone=True)
         working = 0
         for part, growth in _ladder(batch):
-            working = self.whole(partial(Probe.step, batch=part, copies=copies))
-            if working * growth > self._room:  # the next would not fit here, even on a slice
+            found = self._measured(partial(Probe.step, batch=part, copies=copies))
+            working = self._extended(found)
+            if growth > 1 and max(found) * growth > self._room:  # the next part may not fit here, even on a slice
                 how = f"estimated: {len(part)} rows were measured, and more would not fit"
                 return self.phase(STEP, static, working * growth, how)
-        return self.phase(STEP, static, working)
+        # On a slice the update may be hidden below the head's share, which does not grow with the layers.
+        return self.phase(STEP, static, max(working, self.whole(Probe.update)))
+
+    def _measured(self, measure: Callable[[Probe], int]) -> list[int]:
+        with _telling():
+            return [measure(probe) for probe in (self.thin, *self._probes)]
+
+    def _extended(self, found: Sequence[int]) -> int:
+        few, *others = found
+        total = float(few)
+        for probe, much, missing in zip(self._probes, others, self._missing, strict=True):
+            more = sum(probe.slice.counts) - sum(self.thin.slice.counts)
+            total += max(0.0, (much - few) / more) * missing
+        return int(MARGIN * total)
 
     def static(self, *, optimizer: bool, frozen_gone: bool = False) -> Sizes:
         """Bytes that lie there between two steps, of the whole model."""

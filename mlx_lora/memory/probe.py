@@ -86,6 +86,19 @@ class Probe:
             next(train_steps(stepper, rows, schedule, store=store))
         return spent.nbytes
 
+    def update(self) -> int:
+        """The gradients and the update made of them: of all layers at once, when activations are gone."""
+        stepper = self.session.stepper
+        mx.eval(stepper.trainable.arrays(), stepper.optimizer.state)
+        with measured() as spent:
+            before = stepper.trainable.arrays()  # held by train_steps until a step's loss is known to be finite
+            _, gradients = stepper.no_gradients()
+            mx.eval(gradients)
+            norm = stepper.update(gradients, 1, 0.0)
+            mx.eval(norm, stepper.trainable.arrays(), stepper.optimizer.state)
+        stepper.trainable.assign(before)
+        return spent.nbytes
+
     def validation(self, batch: Sequence[Example]) -> int:
         """A validation batch, without gradients."""
         store = self._ready(batch)

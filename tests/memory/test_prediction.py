@@ -13,7 +13,7 @@ from mlx_lora.commands import preflight
 from mlx_lora.commands.train import run_train
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
-from mlx_lora.memory import fitting
+from mlx_lora.memory import fitting, prediction, probe
 from mlx_lora.memory.bound import upper_bound
 from mlx_lora.memory.prediction import STEP, Slices, predict
 from mlx_lora.memory.rows import RunRows, longer, worst_batch
@@ -82,10 +82,10 @@ def test_a_step_is_predicted_to_fifteen_percent_and_hardly_ever_too_low(
 ) -> None:
     config = run_config(folder, family, **sections)
     rows = run_rows(config)
-    prediction = predict(Slices(config, rows, folder, PLENTY))
-    assert upper_bound(config, rows.train)[0] > 2 * prediction.worst.total
-    assert prediction.step.optimizer == 2 * prediction.step.adapter  # AdamW: two moments
-    ratio = prediction.step.total / measured_step_peak(config, monkeypatch)
+    predicted = predict(Slices(config, rows, folder, PLENTY))
+    assert upper_bound(config, rows.train)[0] > 2 * predicted.worst.total
+    assert predicted.step.optimizer == 2 * predicted.step.adapter  # AdamW: two moments
+    ratio = predicted.step.total / measured_step_peak(config, monkeypatch)
     assert 0.95 < ratio < 1.15
 
 
@@ -153,13 +153,20 @@ def test_remedies_become_harder_one_after_the_other(folder: Path, monkeypatch: p
     assert tried[-1].data.truncation == "drop"
 
 
-def test_measuring_stops_before_it_takes_more_than_there_is(folder: Path) -> None:
+def test_measuring_stops_before_it_takes_more_than_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "_AT_ONCE", 256)
     config = run_config(folder)
     rows = run_rows(config)
-    long = [longer(row, 4096) for row in rows.train[:4]]
-    room = 30 * 2**20
-    phase = Slices(config, rows, folder, room).step(long)
-    assert "estimated" in phase.how
+    measured: list[int] = []
+    step = probe.Probe.step
+    monkeypatch.setattr(
+        probe.Probe, "step", lambda self, batch, copies: measured.append(len(batch)) or step(self, batch, copies)
+    )
+    room = 20 * 2**20
+    phase = Slices(config, rows, folder, room).step([longer(row, 256) for row in rows.train[:16]])
+    assert measured[:2] == [1, 1]
+    assert max(measured) < 16
+    assert phase.how.startswith("estimated")
     assert phase.working > room
 
 
