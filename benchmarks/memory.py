@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ WORKS = {
 def write_run(work: Work, folder: Path) -> Path:
     """The work's run file, rows and model in `folder`."""
     sys.path.insert(0, str(ROOT))
-    model = work.model
+    model, mark = work.model, time.time_ns() % 10**9  # new rows: what frozen layers gave is not on the disk yet
     if model != REAL:
         from tests.tiny import save_tiny_folder
 
@@ -62,7 +63,7 @@ def write_run(work: Work, folder: Path) -> Path:
             length = work.words * (2 + number % 3) // 4
             words = [f"word{(number * 7 + place) % 90}" for place in range(length)]
             rows.append(
-                {"question": f"{name} {number} " + " ".join(words), "answer": " ".join(words[: 1 + length // 3])}
+                {"question": f"{name} {mark} {number} " + " ".join(words), "answer": " ".join(words[: 1 + length // 3])}
             )
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     settings = {

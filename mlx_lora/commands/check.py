@@ -31,7 +31,8 @@ def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
         return _print_unreadable(fault, json_output)
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data, stop_on_fault=False)
-    config = resolve_auto(config, run_rows(config, tokenizer, splits, built))
+    if config.train.batch_size == "auto":
+        config = resolve_auto(config, run_rows(config, tokenizer, splits, built))
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
     shown = built["train"].examples[:show]
     if json_output:

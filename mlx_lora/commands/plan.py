@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.config import RunConfig
+from mlx_lora.console import talk
 from mlx_lora.screen import format_bytes
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def _build(config: RunConfig) -> Plan:
     rows = run_rows(config, tokenizer, splits, built)
     config = resolve_auto(config, rows)
     inspect_splits(splits, built, tokenizer.eos_ids, config).raise_faults()
+    talk.print("measuring on a thin slice of the model …", markup=False)
     slices = Slices(config, rows, folder, room.nbytes)
     prediction = predict(slices)
     fits = prediction.worst.total <= room.nbytes

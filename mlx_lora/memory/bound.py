@@ -11,6 +11,7 @@ from mlx_lora.dataset.batches import padded_length
 from mlx_lora.dataset.examples import Example
 from mlx_lora.lora.inject import iter_layers, parameter_count
 from mlx_lora.model.outline import outline_base
+from mlx_lora.training.frozen import POSITIONS_AT_ONCE, ROWS_AT_ONCE
 
 # float32 numbers that a step may hold for each number that goes into or comes out of a matrix, for each logit and for
 # each score of attention: values, gradients and copies. On all configurations of docs/BENCHMARKS.md the bound is more
@@ -27,7 +28,9 @@ def upper_bound(config: RunConfig, examples: Sequence[Example]) -> tuple[int, in
     vocabulary, width = max((module.weight.shape[-2], module.weight.shape[-1]) for module in matrices)
     heads = len(iter_layers(model)) * width / _LEAST_HEAD  # of all layers
     length = padded_length(max(len(example.tokens) for example in examples))
-    rows = config.train.batch_rows * config.train.gradient_accumulation_steps
+    rows = config.train.batch_rows
+    if config.lora.layers != "all":  # the lower layers may run once, for many rows together
+        rows = max(rows, ROWS_AT_ONCE, POSITIONS_AT_ONCE // length)
     numbers = rows * length * (widths + vocabulary + length * heads) + config.lora.rank * widths
     working = int(4 * _COPIES * numbers)
     stored = sum(array.nbytes for module in model.modules() for array in module.values() if isinstance(array, mx.array))

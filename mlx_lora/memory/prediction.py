@@ -16,7 +16,7 @@ from mlx_lora.errors import PredictionError
 from mlx_lora.memory.probe import Probe, Sizes
 from mlx_lora.memory.rows import RunRows, longer, worst_batch, worst_validation
 
-FEW = 2  # layers of each kind in the thinner slice, and how many more of one kind the other has
+FEW, MORE = 2, 4  # layers of each kind in the thinner slice, and how many more of one kind the other has
 MARGIN = 1.03  # on what is measured: from run to run, what MLX has under way differs by about as much
 STEP = "a training step"
 _AT_ONCE = 2048  # positions that may be measured without measuring fewer first
@@ -75,7 +75,7 @@ class Slices:
             depths, there = thin.slice.kinds.counts, thin.slice.counts
             for kind, (depth, count) in enumerate(zip(depths, there, strict=True)):
                 if depth > count and thin.is_trained(kind):
-                    self._probes.append(Probe(config, rows, FEW, folder, kind=kind, more=FEW))
+                    self._probes.append(Probe(config, rows, FEW, folder, kind=kind, more=MORE))
                     self._missing.append(depth - count)
         self.thin = thin
         self.rest, self.kinds = thin.sizes()

@@ -104,10 +104,10 @@ def test_the_largest_batch_and_the_longest_row_fill_the_room(folder: Path, monke
     slices = Slices(config, run_rows(config), folder, PLENTY)
     rows = sorted(slices.rows.train, key=lambda row: len(row.tokens))
     room = slices.step([rows[-1 - place % 24] for place in range(16)]).total
-    assert fitting.largest_batch(slices, room).most == pytest.approx(16, rel=0.1)
+    assert fitting.largest_batch(slices, room).most == pytest.approx(16, rel=0.15)
     assert fitting.largest_batch(slices, 1000).most == 0
     room = slices.step([longer(row, 300) for row in rows[-4:]]).total
-    assert fitting.longest_row(slices, room).most == pytest.approx(300, rel=0.1)
+    assert fitting.longest_row(slices, room).most == pytest.approx(300, rel=0.2)
     assert fitting.longest_row(slices, 1000).most == 0
 
 
