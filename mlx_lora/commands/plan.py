@@ -48,7 +48,7 @@ def run_plan(config: RunConfig, *, json_output: bool) -> int:
 
 
 def _build(config: RunConfig) -> Plan:
-    from mlx_lora.commands.preflight import frozen_folder, resolve_auto, run_rows
+    from mlx_lora.commands.preflight import frozen_folder, require_weights_fit, resolve_auto, run_rows
     from mlx_lora.commands.rundata import load_run_tokenizer
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
     from mlx_lora.dataset.splits import load_splits
@@ -57,6 +57,7 @@ def _build(config: RunConfig) -> Plan:
     from mlx_lora.memory.prediction import Slices, predict, worst_rows
 
     room, folder = find_room(config.train.memory_limit_gb), frozen_folder()
+    require_weights_fit(config, room)
     splits = load_splits(config.data, config.train.seed)
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data)

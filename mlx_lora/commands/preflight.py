@@ -64,6 +64,7 @@ def fit_run(config: RunConfig, rows: "RunRows") -> None:
     from mlx_lora.memory.prediction import Slices, predict
 
     room = find_room(config.train.memory_limit_gb)
+    require_weights_fit(config, room)
     peak, working = upper_bound(config, rows.train)
     needed = f"less than {format_bytes(peak)} needed"
     if peak > room.nbytes:
@@ -81,6 +82,19 @@ def fit_run(config: RunConfig, rows: "RunRows") -> None:
         needed = f"about {format_bytes(peak)} needed"
     set_limits(choose_limits(peak, working, room))
     talk.print(f"memory: {needed}, {format_bytes(room.nbytes)} there ({room.source})", markup=False, soft_wrap=True)
+
+
+def require_weights_fit(config: RunConfig, room: "Room") -> None:
+    """Raises: TrainingError where not even the weights fit: nothing is measured then."""
+    from mlx_lora.memory.bound import weight_bytes
+
+    needed = weight_bytes(config)
+    if needed > room.nbytes:
+        raise TrainingError(
+            f"{config.model}: this run does not fit: its weights alone need {format_bytes(needed)}, and there are "
+            f"{format_bytes(room.nbytes)} ({room.source})",
+            "take a smaller base, or one with fewer bits",
+        )
 
 
 def frozen_folder() -> Path:

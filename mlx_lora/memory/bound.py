@@ -9,7 +9,8 @@ import mlx.nn as nn
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.batches import padded_length
 from mlx_lora.dataset.examples import Example
-from mlx_lora.lora.inject import iter_layers, parameter_count
+from mlx_lora.lora.inject import iter_layers
+from mlx_lora.model.compute import computed_bytes
 from mlx_lora.model.outline import outline_base
 from mlx_lora.training.frozen import POSITIONS_AT_ONCE, ROWS_AT_ONCE
 
@@ -33,8 +34,12 @@ def upper_bound(config: RunConfig, examples: Sequence[Example]) -> tuple[int, in
         rows = max(rows, ROWS_AT_ONCE, POSITIONS_AT_ONCE // length)
     numbers = rows * length * (widths + vocabulary + length * heads) + config.lora.rank * widths
     working = int(4 * _COPIES * numbers)
-    stored = sum(array.nbytes for module in model.modules() for array in module.values() if isinstance(array, mx.array))
-    return stored + 4 * parameter_count(model) + working, working
+    return computed_bytes(model, "quantized") + computed_bytes(model, "float32") + working, working
+
+
+def weight_bytes(config: RunConfig) -> int:
+    """Bytes of the base's weights as the run computes with them: it needs at least these."""
+    return computed_bytes(outline_base(config.model, revision=config.revision)[0], config.compute)
 
 
 def _has_matrix(module: nn.Module) -> bool:

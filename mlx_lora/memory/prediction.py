@@ -88,9 +88,9 @@ class Slices:
         """What `measure` finds on the slices, extended to the whole model."""
         return self._extended(self._measured(measure))
 
-    def step(self, batch: Sequence[Example], copies: int | None = None) -> Phase:
-        """An update on `copies` micro-batches of these rows (as many as the config says)."""
-        copies = copies or self.config.train.gradient_accumulation_steps
+    def step(self, batch: Sequence[Example]) -> Phase:
+        """An update on micro-batches of these rows."""
+        copies = min(2, self.config.train.gradient_accumulation_steps)  # one after the other: more take no more
         static = self.static(optimizer=True, frozen_gone=True)
         working = 0
         for part, growth in _ladder(batch):
