@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from mlx_lora.errors import MlxLoraError
-from mlx_lora.files import named_errors, write_whole
+from mlx_lora.files import named_errors, refuse_unwritable, write_whole
 
 ADAPTER_FILE = "adapters.safetensors"
 
@@ -60,13 +60,12 @@ def claim_folder(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise MlxLoraError(f"{folder}: is a file", "set output_dir to a folder")
+    if (folder / "config.json").exists():
+        raise MlxLoraError(f"{folder}: holds a model (config.json)", "set output_dir to a folder of its own")
     held = [name for name in (ADAPTER_FILE, "checkpoints", "metrics.jsonl") if (folder / name).exists()]
     if held and not resume and not overwrite:
         raise MlxLoraError(
             f"{folder}: holds a run already ({', '.join(held)})",
             "--resume continues it, --overwrite begins again, output_dir names another folder",
         )
-    with named_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise MlxLoraError(f"{folder}: cannot be written", "choose another output_dir, or change its permissions")
+    refuse_unwritable(folder)
