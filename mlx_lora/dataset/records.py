@@ -9,6 +9,7 @@ from mlx_lora.dataset.hub import is_hub_name, iter_hub_rows
 from mlx_lora.dataset.record import Message, Record
 from mlx_lora.dataset.rows import SUFFIXES, RawRow, iter_rows
 from mlx_lora.errors import DataError
+from mlx_lora.files import typed_path
 
 __all__ = ["Message", "Record", "read_records", "read_split_if_present"]
 
@@ -32,14 +33,14 @@ def read_split_if_present(source: str, split: str) -> list[Record] | None:
 
     Raises: DataError as read_records.
     """
-    if Path(source).expanduser().is_file():
+    if typed_path(source).is_file():
         return None
     rows = _find_rows(source, split)
     return None if rows is None else _to_records(rows, source)
 
 
 def _find_rows(source: str, split: str) -> Iterable[RawRow] | None:
-    path = Path(source).expanduser()
+    path = typed_path(source)
     names = _SPLIT_NAMES.get(split, (split,))
     if path.is_file():
         return iter_rows(path)
@@ -49,6 +50,10 @@ def _find_rows(source: str, split: str) -> Iterable[RawRow] | None:
             found = " and ".join(file.name for file in files)
             raise DataError(f"{source}: which file is the {split} split, {found}?", "keep one of them in the folder")
         return iter_rows(files[0]) if files else None
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{source}: a link to {path.readlink()}, which is not there", "mend the link, or remove it")
+    if path.exists():
+        raise DataError(f"{source}: neither a file nor a folder", "write the rows into a .jsonl file first")
     if path.suffix.lower() in SUFFIXES or not is_hub_name(source):
         raise DataError(f"{source}: no such file or folder", _near_hint(path))
     return iter_hub_rows(source, names)
@@ -57,16 +62,17 @@ def _find_rows(source: str, split: str) -> Iterable[RawRow] | None:
 def _to_records(rows: Iterable[RawRow], source: str) -> list[Record]:
     records: list[Record] = []
     faults: list[str] = []
+    hints: list[str] = []
     for row in rows:
-        if row.fault is not None:
-            faults.append(f"{row.place}: {row.fault}")
-            continue
         try:
+            if row.fault is not None:
+                raise RowError(row.fault, row.hint or FORMATS_HINT)
             records.append(record_from_row(row.value, row.place))
         except RowError as error:
             faults.append(f"{row.place}: {error}")
+            hints.append(error.hint)
     if faults:
-        raise DataError(joined_faults(faults), FORMATS_HINT)
+        raise DataError(joined_faults(faults), hints[0])
     if not records:
         raise DataError(f"{source}: no rows", FORMATS_HINT)
     return records
