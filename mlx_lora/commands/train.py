@@ -16,7 +16,7 @@ from mlx_lora.commands.trainsummary import build_summary, print_header, print_su
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
 from mlx_lora.errors import MlxLoraError, TrainingError
-from mlx_lora.files import cache_folder, sha256_file, write_whole
+from mlx_lora.files import cache_folder, sha256_file, typed_path, write_whole
 from mlx_lora.runfile import dump_config, load_config
 from mlx_lora.screen import RowsBar, TrainScreen
 
@@ -54,7 +54,7 @@ def run_train(
         raise
     if not group.leads:
         return 0  # mlx.launch ends the other ranks when one ends with anything else
-    folder = Path(config.output_dir)
+    folder = typed_path(config.output_dir)
     summary = build_summary(session, folder, stopped_by, seconds)
     print_summary(summary, folder, f"{'mlx.launch … -- ' if group.size > 1 else ''}mlx-lora train {path} --resume")
     if json_output:
@@ -65,7 +65,7 @@ def run_train(
 def _run(config: RunConfig, group: "Group", *, resume: bool, overwrite: bool) -> tuple["Session", str, float]:
     from mlx_lora.training.runfolder import Metrics, claim_folder
 
-    folder = Path(config.output_dir)
+    folder = typed_path(config.output_dir)
     if group.leads:
         claim_folder(folder, resume=resume, overwrite=overwrite)
     session, facts = _build(config, group)
@@ -93,7 +93,7 @@ def _run(config: RunConfig, group: "Group", *, resume: bool, overwrite: bool) ->
 def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]]:
     from mlx_lora.commands.rundata import load_run_tokenizer
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
-    from mlx_lora.dataset.splits import load_splits, records_sha256
+    from mlx_lora.dataset.splits import load_splits, records_sha256, row_formats
     from mlx_lora.lora.inject import inject_lora
     from mlx_lora.model.load import load_base
     from mlx_lora.training.session import build_session, prepare_engine
@@ -122,7 +122,7 @@ def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]
         mark = "on " if report.active else "off"
         talk.print(f"  {mark} {report.name:<21} {report.line}", markup=False, soft_wrap=True)
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
-    facts = _facts(config, base, data)
+    facts = _facts(config, base, data) | {"row_formats": row_formats(splits.train)}
     if group.size > 1:
         facts["fingerprint"]["ranks"] = group.size  # the rows of a step follow from it
     return session, facts
@@ -130,7 +130,7 @@ def _build(config: RunConfig, group: "Group") -> tuple["Session", dict[str, Any]
 
 def _facts(config: RunConfig, base: "LoadedModel", data: dict[str, str]) -> dict[str, Any]:
     """What the adapter tells of its origin, and what must not change between stop and resume."""
-    template = config.data.chat_template
+    template = typed_path(config.data.chat_template) if config.data.chat_template else None
     identity = dataclasses.asdict(base.identity)
     settings = config.model_dump(mode="json", exclude={"output_dir": True, "data": {"test"}, "train": {"save_every"}})
     return {
@@ -138,7 +138,7 @@ def _facts(config: RunConfig, base: "LoadedModel", data: dict[str, str]) -> dict
         "revision": config.revision,
         "identity": identity,
         "system_prompt": config.data.system_prompt,
-        "chat_template": Path(template).read_text(encoding="utf-8") if template else None,
+        "chat_template": template.read_text(encoding="utf-8") if template else None,
         "chat_template_sha256": sha256_file(template) if template else identity["chat_template_sha256"],
         "chat_template_args": config.data.chat_template_args,
         "data_sha256": data,

@@ -1,6 +1,7 @@
 """`mlx-lora eval`: base beside adapters on tiny models, the files it leaves, its verdicts and its exit code."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = generate_answers(base.model, base.tokenizer, prompts, max_tokens=TOKENS)
     facts = {"model": str(root / "base"), "identity": asdict(base.identity), "system_prompt": SYSTEM, "step": 7}
     settings = LoraSettings(rank=4, dropout=0.5)
-    for name, size, seed in (("nothing", 0.0, 0), ("other", 0.3, 5), ("good", 0.3, 0)):
+    for name, size, seed in (("zero", 0.0, 0), ("nothing", 1e-9, 0), ("other", 0.3, 5), ("good", 0.3, 0)):
         inject_lora(base.model, settings, seed=seed)
         for index, (_, layer) in enumerate(iter_lora_modules(base.model)):
             layer.lora_b = size * mx.random.normal(layer.lora_b.shape, key=mx.random.key(100 * seed + index))
@@ -116,12 +117,35 @@ def test_the_results_lie_beside_the_adapter(workshop: Path, capsys: pytest.Captu
     assert all(one["exact_match"] and not one["base"]["exact_match"] for one in predictions)
 
 
-def test_an_adapter_with_b_zero_is_said_to_have_taught_nothing(
+def test_an_adapter_that_changes_no_answer_is_said_to_have_taught_nothing(
     workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = evaluate(workshop, "nothing", base=True, capsys=capsys)
     assert result["verdict"]["kind"] == "taught nothing"
-    assert result["perplexity"] == result["base"]["perplexity"]
+    assert result["perplexity"] == pytest.approx(result["base"]["perplexity"])
+
+
+def test_an_adapter_with_b_zero_is_refused(workshop: Path) -> None:
+    with pytest.raises(AdapterError, match="zero: teaches nothing: B of all 28 modules is zero"):
+        run_evaluate([workshop / "zero"], data=[str(workshop / "quiz.jsonl")])
+
+
+def test_the_active_modules_are_said_of_every_adapter(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [str(workshop / "quiz.jsonl")]
+    assert run_evaluate([workshop / "good", workshop / "other"], data=data, max_tokens=1, limit=1) == 0
+    said = capsys.readouterr().err
+    for name in ("good", "other"):
+        assert re.search(rf"{workshop / name}: adapter active: 28/28 modules, ‖ΔW‖/‖W‖ = [\d.]+\n", said)
+
+
+@pytest.mark.parametrize(("output", "file"), [("rows.json", "rows.json"), (".", "rows.json")])
+def test_results_are_never_written_over_the_questions(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).write_text('[{"question": "Who?", "answer": "Ann"}]')
+    with pytest.raises(ConfigError, match=f"--output {file}: holds what is asked"):
+        run_evaluate([workshop / "good"], data=[str(tmp_path / file)], output=Path(output))
 
 
 def test_several_adapters_share_one_base_that_is_asked_once(
