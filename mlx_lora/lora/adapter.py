@@ -3,7 +3,6 @@
 Loading is strict both ways and checked before the model is touched. Knows nothing of training; imports MLX only.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from mlx_lora.lora.tensor_file import encode_tensors, read_tensors
 
 _TENSORS = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}
 _IDENTITY = ("config_sha256", "weights_sha256")
+_LARGEST = 3.4e38  # float32 holds no more
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def apply_adapter(
         for name in layer.parameter_names:
             layer[name] = adapter.tensors[f"{path}.{name}"]
     ratio = delta_ratio(model)
-    if not math.isfinite(ratio):
+    if not ratio <= _LARGEST:
         remove_lora(model)
         raise AdapterError(f"{adapter.folder}: its update is not finite on this base", "use an earlier adapter")
     return AppliedAdapter(tuple(modules), active, ratio, notes)

@@ -19,7 +19,7 @@ from mlx_lora.tensorheader import HeaderError, TensorEntry, read_tensor_header
 
 _CODES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
 _REMEDY = "the file is damaged or no safetensors file: copy or train it again"
-_CHECKSUM = "sha256"  # in the metadata of files that we wrote
+_CHECKSUM = "mlx_lora_sha256"  # in the metadata of files that we wrote
 
 
 def read_tensors(path: Path) -> dict[str, mx.array]:
@@ -56,7 +56,7 @@ def check_header(content: bytes, path: Path) -> dict[str, TensorEntry]:
 def encode_tensors(tensors: Mapping[str, mx.array], metadata: Mapping[str, str]) -> bytes:
     """A safetensors file as bytes; equal tensors give equal bytes, whatever their order. float32, float16, bfloat16.
 
-    Its metadata gets a checksum of names, shapes and values, which read_tensors holds it against.
+    Its metadata gets the SHA-256 of the file without metadata, which read_tensors holds it against.
     """
     header: dict[str, Any] = {}
     chunks: list[bytes] = []
@@ -70,11 +70,14 @@ def encode_tensors(tensors: Mapping[str, mx.array], metadata: Mapping[str, str])
         }
         chunks.append(chunk)
         position += len(chunk)
-    body = b"".join(chunks)
-    known = {**metadata, _CHECKSUM: _checksum(header, body)}
-    text = json.dumps({"__metadata__": dict(sorted(known.items())), **header}, separators=(",", ":")).encode()
+    known = {**metadata, _CHECKSUM: hashlib.sha256(b"".join([_encode_header(header), *chunks])).hexdigest()}
+    return b"".join([_encode_header({"__metadata__": dict(sorted(known.items())), **header}), *chunks])
+
+
+def _encode_header(header: Mapping[str, Any]) -> bytes:
+    text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    return struct.pack("<Q", len(text)) + text + body
+    return struct.pack("<Q", len(text)) + text
 
 
 def _verify(content: bytes, path: Path) -> None:
@@ -82,11 +85,9 @@ def _verify(content: bytes, path: Path) -> None:
     start = 8 + struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8:start])
     written = (header.pop("__metadata__", None) or {}).get(_CHECKSUM)
-    if written is not None and written != _checksum(header, memoryview(content)[start:]):
+    if written is None:
+        return
+    digest = hashlib.sha256(_encode_header(header))
+    digest.update(memoryview(content)[start:])
+    if digest.hexdigest() != written:
         raise AdapterError(f"{path}: its checksum differs: bits of it have changed since it was written", _REMEDY)
-
-
-def _checksum(header: Mapping[str, Any], body: bytes | memoryview) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    digest.update(body)
-    return digest.hexdigest()

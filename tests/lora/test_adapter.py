@@ -340,6 +340,15 @@ def test_an_update_beyond_all_numbers_is_refused(tmp_path):
     assert _refusal(tmp_path).endswith("its update is not finite on this base")
 
 
+def test_a_large_update_that_is_finite_is_put_on_and_its_size_said(tmp_path):
+    _saved(tmp_path)
+    huge = {"model.layers.0.mlp.up_proj.lora_b": mx.full((4, 128), 1e30)}  # its square is beyond float32
+    _edit_tensors(tmp_path, lambda t: t.update(huge))
+    applied = apply_adapter(tiny_model(), read_adapter(tmp_path), None)
+    assert 1e29 < applied.delta_ratio < 1e33
+    assert applied.line.startswith("adapter active: 28/28 modules, ‖ΔW‖/‖W‖ = ")
+
+
 def test_modules_that_learned_nothing_do_not_count_as_active(tmp_path):
     _saved(tmp_path)
     _edit_tensors(tmp_path, lambda t: t.update({"model.layers.0.mlp.up_proj.lora_b": mx.zeros((4, 128))}))
