@@ -131,9 +131,8 @@ def _messages(value: Any, key: str) -> tuple[Message, ...]:
         fact = f'last message has role "{messages[-1]["role"]}", expected "assistant"'
         raise RowError(fact, "a row ends with the answer that it teaches: add it, or remove what follows it")
     if not any(message["role"] == "user" for message in messages):
-        raise RowError(
-            "no message has the role user: nothing asks for the answer", "add the question before the answer"
-        )
+        hint = "add the question before the answer"
+        raise RowError("no message has the role user: nothing asks for the answer", hint)
     return messages
 
 
@@ -144,8 +143,8 @@ def _message(value: Any, number: int) -> Message:
     role = message.get("role")
     if role not in ROLES:
         known = ", ".join(ROLES[:-2])
-        fact = f"message {number} has {_quoted('role', role)}, expected one of {known}"
-        raise RowError(fact, "rename the role: the person asks as user, the model answers as assistant")
+        hint = "rename the role: the person asks as user, the model answers as assistant"
+        raise RowError(f"message {number} has {_quoted('role', role)}, expected one of {known}", hint)
     if message.get("weight", 1) != 1:
         fact = f'message {number} has "weight" {_shown(message["weight"])}: here every assistant turn is trained'
         raise RowError(fact, "remove the weight, or the turns that shall not be trained")
@@ -167,8 +166,8 @@ def _content(value: Any, where: str) -> str:
         return ""
     if isinstance(value, list | tuple):
         if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in value):
-            fact = f"{where} has a part that is not text; only text can be trained"
-            raise RowError(fact, "leave rows with pictures or sound out")
+            hint = "leave rows with pictures or sound out"
+            raise RowError(f"{where} has a part that is not text; only text can be trained", hint)
         value = "".join(part["text"] for part in value)
     return _checked(value, f"{where} content")
 
@@ -189,8 +188,8 @@ def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
-            fact = f"message {number} has a tool call whose arguments are not JSON"
-            raise RowError(fact, 'arguments are an object, such as {"city": "Rome"}, or one as text') from None
+            hint = 'arguments are an object, such as {"city": "Rome"}, or one as text'
+            raise RowError(f"message {number} has a tool call whose arguments are not JSON", hint) from None
         _refuse_untypable(arguments, MOST_LEVELS)
     if not isinstance(arguments, Mapping):
         raise RowError(f"message {number} has a tool call whose arguments are {_kind(arguments)}, expected an object")
