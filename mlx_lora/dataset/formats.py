@@ -29,7 +29,6 @@ MOST_LEVELS = 100  # of lists and objects in one row; deep tool schemas have a d
 
 Row = Mapping[str, Any]
 _EMPTY_HINT = "write what is missing, or remove the row"
-_LONGEST_SHOWN = 60  # characters of a value that a fault quotes
 
 
 class RowError(ValueError):
@@ -282,4 +281,4 @@ def _names(row: Row) -> str:
 
 def _shown(value: object) -> str:
     text = str(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"
+    return text[:60] + "…" * (len(text) > 60)
