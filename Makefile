@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow lint bench constraints clean
+.PHONY: setup demo test test-slow test-browser lint bench constraints clean
 
 setup: $(READY)
 
@@ -30,6 +30,10 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# The report in a real browser: apt-get install chromium first.
+test-browser: $(READY)
+	$(BIN)/python -m pytest -m browser
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -79,6 +79,7 @@ def main() -> None:
     result = compare(options)
     if options.json:
         print(json.dumps(result))
+        refuse_different(result)
         return
     for name in ("ours", "batch_generate", "plain_loop"):
         print(f"{name:15} {result[name]['questions_per_second']:7.2f} questions/s")
@@ -87,6 +88,7 @@ def main() -> None:
         print(
             f"{ratio:.2f} x {name} by the clock, {cpu:.2f} x by processor time, {equal[0]} of {equal[1]} answers equal"
         )
+    refuse_different(result)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -148,6 +150,13 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "different_answers": [pair for found in pairs.values() for pair in found if pair[0].strip() != pair[1].strip()],
         **facts,
     }
+
+
+def refuse_different(result: dict[str, Any]) -> None:
+    """Speeds of different answers are no comparison. Raises: SystemExit with the pairs that differ."""
+    pairs = result["different_answers"]
+    if pairs:
+        raise SystemExit("\n".join([f"{len(pairs)} answers differ:", *(f"  {one!r} / {two!r}" for one, two in pairs)]))
 
 
 def equal_count(pairs: Sequence[tuple[str, str]]) -> int:

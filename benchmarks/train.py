@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from works import WORKS, rows
 
 MODEL = "smollm2-135m-instruct"
-WARMUP_STEPS = 3
 RANK, ALPHA = 16, 32.0
 
 
@@ -134,8 +133,8 @@ def _ours(name: str, engine: str) -> dict[str, Any]:
             pass
         before_first_step = time.perf_counter() - started
         mx.reset_peak_memory()
-        reports = [report for report, _ in zip(session.steps(), range(WARMUP_STEPS + work.steps), strict=False)]
-    timed = reports[WARMUP_STEPS:]
+        reports = [report for report, _ in zip(session.steps(), range(work.warmup + work.steps), strict=False)]
+    timed = reports[work.warmup :]
     seconds = _seconds_a_step(work.rows, [report.seconds for report in timed])
     return {
         **_side(seconds, work.batch_size, [report.targets / report.seconds for report in timed]),
@@ -153,9 +152,11 @@ def _theirs(name: str) -> dict[str, Any]:
     from mlx_lm.tuner.trainer import TrainingArgs, train
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
+    import mlx_lora.model.compute as compute
     import mlx_lora.model.load as loading
 
     work = WORKS[name]
+    compute.use_fast_cpu = lambda model: None  # their model computes as mlx-lm wrote it
     base = loading.load_base(MODEL)
     examples = _examples(name, base.tokenizer)
     # (tokens, offset of the first trained token), as mlx-lm's own data sets give them
@@ -173,7 +174,7 @@ def _theirs(name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArgs(
             batch_size=work.batch_size,
-            iters=WARMUP_STEPS + work.steps,
+            iters=work.warmup + work.steps,
             steps_per_report=1,
             steps_per_eval=10**9,
             steps_per_save=10**9,
@@ -181,7 +182,7 @@ def _theirs(name: str) -> dict[str, Any]:
         )
         optimizer = optimizers.AdamW(learning_rate=1e-3)
         train(model, optimizer, dataset, None, arguments, training_callback=Reports())
-    timed = times[WARMUP_STEPS:]
+    timed = times[work.warmup :]
     seconds = _seconds_a_step(work.rows, [step for step, _ in timed])
     return _side(seconds, work.batch_size, [rate for _, rate in timed])
 
@@ -200,10 +201,7 @@ def _flops(session: Any, steps: list[int]) -> float:
     for step in steps:
         for chosen in session.schedule.micro_batches(step):
             arrays = engine.arrays(collate(session.train_set, chosen), session.store)
-            prefix = arrays["prefix"].size if "prefix" in arrays else 0
-            total += (arrays["inputs"].size + prefix) * per_position + 4 * arrays[
-                "targets"
-            ].size * width * engine.vocabulary
+            total += arrays["inputs"].size * per_position + 4 * arrays["targets"].size * width * engine.vocabulary
     return total
 
 

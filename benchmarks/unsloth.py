@@ -123,7 +123,7 @@ def _prepare(options: argparse.Namespace, folder: Path) -> None:
     import mlx_lora  # noqa: F401, I001  # puts the fast BLAS in front before MLX is imported
     import mlx.core as mx
     from mlx.utils import tree_flatten
-    from train import ALPHA, MODEL, RANK, WARMUP_STEPS, _all_linear, _examples
+    from train import ALPHA, MODEL, RANK, _all_linear, _examples
 
     from mlx_lora.model.load import load_base
 
@@ -150,8 +150,8 @@ def _prepare(options: argparse.Namespace, folder: Path) -> None:
         for example in _examples(options.work, base.tokenizer)
     ]
     task = {
-        "warmup_steps": WARMUP_STEPS,
-        "steps": WARMUP_STEPS + work.steps,
+        "warmup_steps": work.warmup,
+        "steps": work.warmup + work.steps,
         "gradient_checkpointing": options.gradient_checkpointing,
         "model": str(model),
         "rows": rows,

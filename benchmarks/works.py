@@ -30,17 +30,18 @@ class Work:
     rows: str  # "chat", "system" or "text"
     layers: int | str
     batch_size: int
+    warmup: int  # steps before them: new shapes of batches are traced
     steps: int  # timed steps of one turn
     says: str
 
 
 WORKS = {
-    "chat16": Work("chat", 16, 8, 8, "chat rows of about 60 tokens, 24 of them shared, last 16 of 30 layers"),
-    "chat30": Work("chat", "all", 8, 8, "the same rows, all 30 layers"),
-    "system16": Work("system", 16, 8, 3, "a system prompt of 237 tokens, last 16 layers"),
-    "system8": Work("system", 8, 8, 3, "a system prompt of 237 tokens, last 8 layers"),
-    "text30": Work("text", "all", 8, 20, "plain text of 20 to 400 tokens, all tokens trained, all layers"),
-    "single": Work("chat", "all", 1, 16, "the chat rows one at a time, all layers"),
+    "chat16": Work("chat", 16, 8, 8, 16, "chat rows of about 60 tokens, 24 of them shared, last 16 of 30 layers"),
+    "chat30": Work("chat", "all", 8, 8, 16, "the same rows, all 30 layers"),
+    "system16": Work("system", 16, 8, 3, 4, "a system prompt of 237 tokens, last 16 layers"),
+    "system8": Work("system", 8, 8, 3, 4, "a system prompt of 237 tokens, last 8 layers"),
+    "text30": Work("text", "all", 8, 3, 20, "plain text of 20 to 400 tokens, all tokens trained, all layers"),
+    "single": Work("chat", "all", 1, 8, 16, "the chat rows one at a time, all layers"),
 }
 
 

@@ -7,7 +7,7 @@ import sys
 def main() -> None:
     """Run the command line; a user's error is printed as place, fact and remedy, exit code 1."""
     from mlx_lora.cli import app
-    from mlx_lora.console import print_error, talk
+    from mlx_lora.console import print_error
     from mlx_lora.errors import MlxLoraError
 
     try:
@@ -20,9 +20,6 @@ def main() -> None:
             raise
         print_error(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        talk.print("stopped", markup=False)
-        sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone: `mlx-lora … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

@@ -1,14 +1,28 @@
 """The command line: options to typed parameters of the recipes in commands/. Imports neither MLX nor transformers."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mlx_lora import __version__
 
+
+class Commands(TyperGroup):
+    """The subcommands. An end of file where none is expected is a bug: Typer would print "Aborted!" and hide it."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the subcommand that was typed."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:
+            raise RuntimeError("a file or an input ended too early") from error
+
+
 app = typer.Typer(
     name="mlx-lora",
+    cls=Commands,
     help="Fine-tune a language model on a Mac: one YAML file, one command, and proof that it learned.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -77,6 +91,10 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again where output_dir holds a run.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="With --resume: pass over the differences it calls safe."),
+    ] = False,
     json_output: JsonOutput = False,
 ) -> None:
     """Train an adapter as the run file says."""
@@ -84,7 +102,11 @@ def train(
 
     if resume and overwrite:
         raise typer.BadParameter("--resume continues a run and --overwrite begins it again: give one of them")
-    raise typer.Exit(run_train(config, overrides or [], resume=resume, overwrite=overwrite, json_output=json_output))
+    if force and not resume:
+        raise typer.BadParameter("--force goes with --resume; to begin again where there is a run: --overwrite")
+    raise typer.Exit(
+        run_train(config, overrides or [], resume=resume, overwrite=overwrite, force=force, json_output=json_output)
+    )
 
 
 @app.command("eval")
@@ -93,7 +115,12 @@ def evaluate(
         list[Path] | None, typer.Argument(metavar="[ADAPTER]...", help="Adapter folders.", show_default=False)
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="Questions (.jsonl, .json, .csv); the run's test rows otherwise.")
+        list[str] | None,
+        typer.Option(
+            help="Questions (.jsonl, .json, .csv, or general-knowledge); the run's test rows otherwise. May be given "
+            "again.",
+            show_default=False,
+        ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Also ask the base, and compare.")] = False,
     model: ModelName = None,
@@ -106,11 +133,18 @@ def evaluate(
         float | None, typer.Option(min=0.0, max=1.0, help="Exit 1 when an adapter scores less.", show_default=False)
     ] = None,
     metric: Annotated[
-        str, typer.Option(help="exact_match, contains or token_f1: what --fail-under looks at.")
-    ] = "exact_match",
+        list[str] | None,
+        typer.Option(
+            help="exact_match, contains, token_f1; accuracy, accuracy_norm; or one of your own, by the name of its "
+            "entry point or as package.module:function. May be given again; the first leads.",
+            show_default=False,
+        ),
+    ] = None,
     numbers: Annotated[
         bool, typer.Option("--numbers", help="Let number words and digits, and forms of a date, count as equal.")
     ] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampled answers.")] = 0,
     json_output: JsonOutput = False,
     output: Annotated[
         Path | None,
@@ -130,12 +164,31 @@ def evaluate(
             max_tokens=max_tokens,
             batch_size=batch_size,
             fail_under=fail_under,
-            metric=metric,
+            metrics=metric or [],
             numbers=numbers,
+            temperature=temperature,
+            seed=seed,
             json_output=json_output,
             output=output,
         )
     )
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN...", help="Run folders, or names under adapters/.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file; report.html in the run's folder otherwise.", show_default=False),
+    ] = None,
+    show: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+) -> None:
+    """Write a run's curves, answers and facts, or a comparison of several runs, to one HTML file."""
+    from mlx_lora.commands.report import run_report
+
+    raise typer.Exit(run_report(runs, output=output, show=show))
 
 
 @app.command()

@@ -42,6 +42,14 @@ class DataSettings(Settings):
     truncation: Literal["error", "drop", "prompt"] = Field(
         "error", description="A row over the limit: stop, leave it out, or shorten its prompt from the left."
     )
+    replay: Share | None = Field(
+        None,
+        description="Share of all training rows that the base answers itself before training, so that it forgets "
+        "less; null for none.",
+    )
+    replay_prompts: str | None = Field(
+        None, description="Prompts to replay: a .txt file (one a line), any data file, or null for the built-in ones."
+    )
 
 
 class LoraSettings(Settings):
@@ -72,6 +80,9 @@ class TrainSettings(Settings):
     epochs: Positive | None = Field(None, description="Passes over the training rows; give this or `steps`.")
     steps: Positive | None = Field(None, description="Optimizer updates; give this or `epochs`.")
     batch_size: Positive = Field(8, description="Rows in a micro-batch.")
+    group_by_prefix: bool = Field(
+        True, description="Make batches of rows whose prompts begin alike, where there are enough: less to compute."
+    )
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches in one optimizer update.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
@@ -83,8 +94,16 @@ class TrainSettings(Settings):
     save_every: Positive | Literal["epoch"] = Field(
         "epoch", description="Write a checkpoint every N steps, or once an epoch."
     )
+    keep_last: Positive = Field(
+        2, description="Checkpoints that are kept; older ones are removed. The best adapter is kept apart from them."
+    )
     early_stopping_patience: Positive | None = Field(
         None, description="Stop after this many validations without a better loss; null never does."
+    )
+    retention: str | None = Field(
+        "general-knowledge",
+        description="Questions asked of base and adapter at the end, to see what was forgotten: `general-knowledge` "
+        "(50 built-in ones), a data file, or null.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="Seed of A, dropout, the split and the order of rows."

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and their SHA-256. Knows nothing of what is in them."""
 
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -17,6 +18,7 @@ from mlx_lora.errors import MlxLoraError
 _REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space, or choose a folder on another disk",
     errno.EDQUOT: "your disk quota is used up: free some space, or choose a folder on another disk",
+    errno.EFBIG: "larger than this disk's format, or `ulimit -f`, allows: raise the limit, or choose another disk",
     errno.EROFS: "this disk is read-only: choose another folder",
     errno.EACCES: "check who owns the folder and its permissions, or choose another folder",
     errno.EPERM: "check who owns the folder and its permissions, or choose another folder",
@@ -27,6 +29,7 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "no disk takes so long a name: choose a shorter one",
     errno.ELOOP: "a link leads back to itself: remove it, or name the file itself",
 }
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
 
 def write_whole(path: str | Path, content: bytes | str) -> None:
@@ -135,6 +138,41 @@ def remove_leftovers(path: str | Path) -> None:
         else:
             with suppress(OSError):
                 leftover.unlink()
+
+
+def remove_all_leftovers(folder: Path) -> None:
+    """Delete what killed writers left in `folder`. Only for a caller who knows that nobody writes there."""
+    for leftover in folder.glob(".*.partial-*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder: it is gone at once or not at all, so that a kill leaves no half of it under its name."""
+    if not path.exists():
+        return
+    with named_errors(path):
+        doomed = path.rename(_beside(path))
+    shutil.rmtree(doomed, ignore_errors=True)  # what is left has a leftover's name: see remove_all_leftovers
+
+
+def lock(descriptor: int, *, shared: bool = False, wait: bool = False) -> bool | None:
+    """Lock an open file against other processes: True, False where another holds it, None without locks on this disk.
+
+    The system frees the lock when the descriptor is closed or the process dies.
+    """
+    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    return True
 
 
 def sha256_file(path: str | Path) -> str:

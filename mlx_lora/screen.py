@@ -1,6 +1,7 @@
 """The training screen: a progress bar with the figures that matter, plain lines where there is no terminal."""
 
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Protocol
 
@@ -93,6 +94,11 @@ class TrainScreen:
         self.valid_text = f"valid {loss:.3f}"
         mark = "  best so far, kept" if best else ""
         self.line(f"step {step}/{self._total_steps}  validation loss {loss:.4f} nats a token ({seconds:.1f} s){mark}")
+
+    def warn(self, lines: Iterable[str]) -> None:
+        """Print warnings above the bar."""
+        for line in lines:
+            self.line(f"warning: {line}")
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""

@@ -51,7 +51,7 @@ def run_file(tmp_path: Path) -> Path:
 
 def test_the_app_has_the_commands_that_the_readme_tells_of() -> None:
     assert {" ".join(words) for words in command_paths()} == {
-        *("", "init", "check", "train", "eval", "fuse", "chat"),
+        *("", "init", "check", "train", "eval", "report", "fuse", "chat"),
         *("config", "config schema", "config show"),
     }
 
@@ -172,6 +172,15 @@ def test_text_in_brackets_is_printed_as_it_is(
 def test_a_bug_keeps_its_traceback(run_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="a bug of ours"):
         call_main(monkeypatch, run_file, ValueError("a bug of ours"))
+
+
+def test_an_unexpected_end_of_file_is_a_bug_and_keeps_its_traceback(
+    run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match="ended too early") as caught:
+        call_main(monkeypatch, run_file, EOFError("no data left"))
+    assert isinstance(caught.value.__cause__, EOFError)
+    assert "Aborted" not in capsys.readouterr().err  # what Typer makes of it
 
 
 BUG = """

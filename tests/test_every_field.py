@@ -115,7 +115,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         f"model: {folder}/model\n"
         f"data: {{train: {folder}/train.jsonl, valid: {folder}/valid.jsonl}}\n"
         "lora: {rank: 4, alpha: 8}\n"
-        "train: {steps: 4, batch_size: 4, engine: plain}\n"
+        "train: {steps: 4, batch_size: 4, engine: plain, retention: null}\n"
         "optimizer: {warmup_ratio: 0.25}\n"
         f"output_dir: {folder}/out\n",
         encoding="utf-8",
@@ -267,6 +267,21 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert 0 < dropped.column("targets")[0] < sum(shortened.column("targets"))
 
 
+@effect_of("data.replay")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    rehearsed = bench.run({"data.replay": 0.25})
+    assert "replay: 4 rows join each epoch's 12 (25% of all), drawn from 6 " in rehearsed.said  # four steps of three
+    assert all(more > few for more, few in zip(rehearsed.column("tokens"), bench.plain.column("tokens"), strict=True))
+    assert rehearsed.column("loss", "validation")[0] == bench.plain.column("loss", "validation")[0]
+
+
+@effect_of("data.replay_prompts")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    (bench.folder / "prompts.txt").write_text("Hm?\n", encoding="utf-8")
+    rehearsed = bench.run({"data.replay": 0.25, "data.replay_prompts": str(bench.folder / "prompts.txt")})
+    assert "drawn from 1 that the base answered" in rehearsed.said
+
+
 @effect_of("lora.method")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     dora = bench.run({"lora.method": "dora"})
@@ -350,6 +365,17 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert bench.plain.column("epoch") == pytest.approx([1 / 3, 2 / 3, 1.0, 4 / 3])
 
 
+@effect_of("train.group_by_prefix")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    both = "".join((bench.folder / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("train", "train2"))
+    (bench.folder / "both.jsonl").write_text(both, encoding="utf-8")
+    values = {"data.train": str(bench.folder / "both.jsonl"), "train.steps": 6}  # one epoch
+    grouped = bench.run(values)
+    mixed = bench.run({**values, "train.group_by_prefix": False})
+    assert sum(grouped.column("tokens")) == sum(mixed.column("tokens"))
+    assert grouped.column("loss") != mixed.column("loss")
+
+
 @effect_of("train.gradient_accumulation_steps")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     run = bench.run({"train.gradient_accumulation_steps": 3})
@@ -359,12 +385,14 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
 
 @effect_of("train.gradient_checkpointing")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
-    (bench.folder / "long.jsonl").write_text(json.dumps({"text": "long " * 50}) + "\n", encoding="utf-8")
+    lines = [json.dumps({"text": "long " * 3 + str(number)}) + "\n" for number in range(96)]
+    (bench.folder / "long.jsonl").write_text("".join(lines), encoding="utf-8")
     values = {
         "data.train": str(bench.folder / "long.jsonl"),
         "data.valid_share": 0.0,
         "data.valid": None,
         "train.steps": 2,
+        "train.batch_size": 96,
     }
     kept, recomputed = bench.run(values), bench.run({**values, "train.gradient_checkpointing": True})
     assert recomputed.column("loss") == pytest.approx(kept.column("loss"), rel=1e-5)
@@ -394,12 +422,26 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert bench.run({"train.save_every": 2}).checkpoints() == [2, 4]
 
 
+@effect_of("train.keep_last")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    assert bench.run({"train.save_every": 1}).checkpoints() == [3, 4]
+    assert bench.run({"train.save_every": 1, "train.keep_last": 3}).checkpoints() == [2, 3, 4]
+
+
 @effect_of("train.early_stopping_patience")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     # A learning rate of zero never improves on the first validation.
     values = {"optimizer.learning_rate": 0.0, "train.eval_every": 1, "train.steps": 9}
     assert len(bench.run(values).column("step")) == 9
     assert bench.run({**values, "train.early_stopping_patience": 2}).column("step") == [1, 2, 3]
+
+
+@effect_of("train.retention")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    watched = bench.run({"train.retention": str(bench.folder / "train2.jsonl")})
+    assert watched.same_weights(bench.plain)
+    assert watched.column("questions", "retention") == [ROWS]
+    assert bench.plain.column("questions", "retention") == []
 
 
 @effect_of("train.seed")

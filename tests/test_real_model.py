@@ -43,7 +43,7 @@ def write_run(folder: Path, *, rows: int, **train: Any) -> Path:
         "model": MODEL,
         "data": {"train": str(folder / "train.jsonl"), "valid_share": 0.0, "max_seq_length": 64},
         "lora": {"rank": 8, "alpha": 16, "layers": 4},
-        "train": {"batch_size": 4, **train},
+        "train": {"batch_size": 4, "retention": None, **train},
         "optimizer": {"learning_rate": 2e-3},
         "output_dir": str(folder / "run"),
     }
@@ -79,8 +79,7 @@ def test_the_built_in_model_is_converted_trained_for_ten_steps_and_asked_four_qu
     assert run_evaluate([folder], data=data, limit=4, max_tokens=8, json_output=True) == 0
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((folder / "eval" / f"{result['data']['name']}.json").read_text(encoding="utf-8"))
-    predictions = (folder / "eval" / f"{result['data']['name']}.predictions.jsonl").read_text(encoding="utf-8")
-    assert len(predictions.splitlines()) == 4
+    assert len(result["questions"]) == 4
     assert 0.0 <= result["exact_match"] <= 1.0
 
 
@@ -154,3 +153,16 @@ def test_a_resumed_run_on_the_real_model_ends_in_the_same_bits(tmp_path: Path, m
         (tmp_path / name / "run" / "adapters.safetensors").read_bytes() for name in ("whole", "halved")
     )
     assert resumed == whole_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rate", "kind"), [("0", "taught nothing"), ("1e-9", "taught nothing"), ("1", "broken")])
+def test_a_learning_rate_that_teaches_nothing_and_one_that_breaks_the_model_are_called_so(
+    rate: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_train(write_run(tmp_path, rows=20, steps=6), [f"optimizer.learning_rate={rate}"]) == 0
+    capsys.readouterr()
+    data = [str(ROWS / "test.jsonl"), "general-knowledge"]
+    assert run_evaluate([tmp_path / "run"], base=True, data=data, limit=12, max_tokens=16, json_output=True) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert [one["verdict"]["kind"] for one in results] == [kind, kind], [one["verdict"] for one in results]

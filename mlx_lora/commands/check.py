@@ -64,6 +64,8 @@ def _print_report(
         f"{inspection.steps_per_epoch} steps an epoch, {inspection.steps} in all; "
         f"{inspection.padding_share:.1%} padding at batch size {config.train.batch_size}"
     )
+    if inspection.replay_rows:
+        console.print(f"{inspection.replay_rows} replay rows join each epoch, which the base answers before training")
     for example in shown:
         _print_row(console, example, tokenizer)
     for label, style, lines in (

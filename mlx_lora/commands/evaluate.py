@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError, ConfigError
-from mlx_lora.files import refuse_unwritable, typed_path, write_json, write_whole
+from mlx_lora.files import refuse_unwritable, typed_path, write_json
 
 if TYPE_CHECKING:
     from mlx_lora.evaluation.asking import Asker
-    from mlx_lora.evaluation.metrics import Metric
     from mlx_lora.evaluation.result import Evaluation
     from mlx_lora.evaluation.subjects import Source, Subject
     from mlx_lora.model.load import LoadedModel
@@ -29,40 +28,54 @@ def run_evaluate(
     max_tokens: int = 64,
     batch_size: int = 32,
     fail_under: float | None = None,
-    metric: str = "exact_match",
+    metrics: Sequence[str] = (),
     json_output: bool = False,
     output: Path | None = None,
     numbers: bool = False,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> int:
     """Ask every adapter, and the base where wanted, the questions of every data set; return the exit code.
 
-    Each adapter gets eval/<data name>.json and .predictions.jsonl, or else `output` does: a folder, or a .json file
-    for a single result. Exit code 1: an adapter (or the base alone) is under `fail_under`. Raises: MlxLoraError.
+    Each adapter gets eval/<data name>.json, or else `output` does: a folder, or a .json file for a single result. Of
+    `metrics` the first that a kind of data has leads. Exit code 1: an adapter (or the base alone) is under
+    `fail_under`. Raises: MlxLoraError.
     """
     output = None if output is None else typed_path(output)
-    _check_request(adapters, base, model, limit, max_tokens, batch_size, fail_under)
-    chosen = _known_metric(metric)
+    _check_request(adapters, base, model, limit, max_tokens, batch_size, fail_under, temperature)
     from mlx_lora.evaluation.asking import Asker
+    from mlx_lora.evaluation.plugins import load_metrics
     from mlx_lora.evaluation.subjects import choose_sources, read_sources
 
+    custom = load_metrics(metrics)
     subjects = [_read_subject(path) for path in adapters]
     sources = read_sources(choose_sources(subjects, data), limit)
     if output is not None and output.suffix == ".json" and max(1, len(subjects)) * len(sources) > 1:
         raise ConfigError(f"--output {output}: several results do not fit one file", "give a folder")
     _check_places(subjects, sources, output)
+    _check_metrics(metrics, sources)
     loaded = _load(subjects, model)
-    asker = Asker(loaded, max_tokens=max_tokens, batch_size=batch_size, numbers=numbers, progress=_progress)
+    asker = Asker(
+        loaded,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+        numbers=numbers,
+        progress=_progress,
+        temperature=temperature,
+        seed=seed,
+        custom=custom,
+    )
     evaluations = [
-        one for subject in subjects for one in _evaluate_adapter(asker, subject, sources, with_base=base, metric=chosen)
+        one for subject in subjects for one in _evaluate_adapter(asker, subject, sources, metrics, with_base=base)
     ]
-    evaluations += [] if subjects else [_evaluate_base(asker, source, chosen) for source in sources]
+    evaluations += [] if subjects else [_evaluate_base(asker, source, metrics) for source in sources]
     objects = [_save(one, subjects, {**asker.settings(), "limit": limit}, output) for one in evaluations]
     if json_output:
         published = objects[0] if len(objects) == 1 else {"results": objects}
         sys.stdout.write(json.dumps(published, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         _print(evaluations, sources)
-    return _exit_code(evaluations, fail_under, chosen)
+    return _exit_code(evaluations, fail_under)
 
 
 def _check_request(
@@ -73,6 +86,7 @@ def _check_request(
     max_tokens: int,
     batch_size: int,
     fail_under: float | None,
+    temperature: float,
 ) -> None:
     if not adapters and not base:
         fact = "no adapter and no --base: nothing to evaluate"
@@ -82,18 +96,24 @@ def _check_request(
     for name, value in (("--limit", limit), ("--max-tokens", max_tokens), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: must be at least 1")
+    if not 0 <= temperature < float("inf"):
+        raise ConfigError(f"--temperature {temperature:g}: must be 0 (greedy) or more", "such as 0.7")
     if fail_under is not None and not 0 <= fail_under <= 1:
         hint = f"for {fail_under:g} % write {fail_under / 100:g}" if 1 < fail_under <= 100 else "such as 0.9"
         raise ConfigError(f"--fail-under {fail_under:g}: must be a share between 0 and 1", hint)
 
 
-def _known_metric(name: str) -> "Metric":
-    from mlx_lora.evaluation.metrics import METRICS
-
-    for metric in METRICS:
-        if metric == name:
-            return metric
-    raise ConfigError(f"--metric {name}: no such metric", f"there are {', '.join(METRICS)}")
+def _check_metrics(metrics: Sequence[str], sources: "Sequence[Source]") -> None:
+    """Refuse a metric that no data set has, and name those that are scored by another."""
+    for name in metrics:
+        if all(source.leading_metric([name]) != name for source in sources):
+            raise ConfigError(
+                f"--metric {name}: none of the data sets has it",
+                'accuracy and accuracy_norm are for rows with "choices", all others for rows without',
+            )
+    for source in sources if metrics else ():
+        if (leading := source.leading_metric(metrics)) not in metrics:
+            talk.print(f"note: {source.name} is scored by {leading}", markup=False, soft_wrap=True)
 
 
 def _read_subject(path: Path) -> "Subject":
@@ -133,7 +153,7 @@ def _load(subjects: "Sequence[Subject]", model: str | None) -> "LoadedModel":
 
 
 def _evaluate_adapter(
-    asker: "Asker", subject: "Subject", sources: "Sequence[Source]", *, with_base: bool, metric: "Metric"
+    asker: "Asker", subject: "Subject", sources: "Sequence[Source]", metrics: Sequence[str], *, with_base: bool
 ) -> "list[Evaluation]":
     from mlx_lora.evaluation.result import Evaluation
 
@@ -149,16 +169,17 @@ def _evaluate_adapter(
                 note = f"{subject.label} was trained on {source.path}: this shows memory, not learning"
                 talk.print(f"note: {note}", markup=False, soft_wrap=True)
             rows, seconds = asker.ask(subject.label, rendering, source)
-            evaluations.append(Evaluation(subject.label, source.facts(), rows, base, metric, seconds))
+            leading = source.leading_metric(metrics)
+            evaluations.append(Evaluation(subject.label, source.facts(), rows, base, leading, seconds))
     return evaluations
 
 
-def _evaluate_base(asker: "Asker", source: "Source", metric: "Metric") -> "Evaluation":
+def _evaluate_base(asker: "Asker", source: "Source", metrics: Sequence[str]) -> "Evaluation":
     from mlx_lora.evaluation.result import Evaluation
     from mlx_lora.lora.rendering import Rendering
 
     rows, seconds = asker.ask_base(Rendering(), source)
-    return Evaluation("base", source.facts(), rows, None, metric, seconds)
+    return Evaluation("base", source.facts(), rows, None, source.leading_metric(metrics), seconds)
 
 
 @contextmanager
@@ -173,8 +194,8 @@ def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
 def _save(
     one: "Evaluation", subjects: "Sequence[Subject]", settings: dict[str, Any], output: Path | None
 ) -> dict[str, Any]:
-    """Write predictions and figures, each whole or not at all; return the figures."""
-    from mlx_lora.evaluation.result import as_json, prediction_rows
+    """Write the result whole or not at all; return it."""
+    from mlx_lora.evaluation.result import build_result
 
     subject = next((subject for subject in subjects if subject.label == one.label), None)
     if subject is not None:
@@ -185,12 +206,10 @@ def _save(
             "chat_template_args": dict(asked.chat_template_args),
             "adapter_step": facts.get("step"),
         }
-    result = as_json(one, settings)
+    result = build_result(one, settings).model_dump(mode="json")
     place = _result_place(one.label, str(one.data["name"]), subject, output, several=len(subjects) > 1)
     if place is not None:
-        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in prediction_rows(one)]
-        write_whole(place.with_name(f"{place.name}.predictions.jsonl"), "\n".join(lines) + "\n")
-        write_json(place.with_name(f"{place.name}.json"), result)
+        write_json(place, result)
     return result
 
 
@@ -205,40 +224,41 @@ def _check_places(subjects: "Sequence[Subject]", sources: "Sequence[Source]", ou
             if place is None:
                 continue
             refuse_unwritable(place)
-            for ending in (".json", ".predictions.jsonl"):
-                file = place.with_name(f"{place.name}{ending}")
-                if file.resolve() in asked:
-                    raise ConfigError(f"--output {file}: holds what is asked", "give another file or folder")
+            if place.resolve() in asked:
+                raise ConfigError(f"--output {place}: holds what is asked", "give another file or folder")
 
 
 def _result_place(
     label: str, name: str, subject: "Subject | None", output: Path | None, *, several: bool
 ) -> Path | None:
-    """Where the result files lie, without their endings; None for a base alone that was given no output."""
+    """The file of the result; None for a base alone that was given no output."""
     if output is None:
-        return subject.folder / "eval" / name if subject is not None else None
+        return subject.folder / "eval" / f"{name}.json" if subject is not None else None
     if output.suffix == ".json":
-        return output.with_suffix("")
-    return output / (f"{Path(label).name}-{name}" if several else name)
+        return output
+    return output / f"{f'{Path(label).name}-' if several else ''}{name}.json"
 
 
 def _print(evaluations: "Sequence[Evaluation]", sources: "Sequence[Source]") -> None:
     from rich.console import Console
 
-    from mlx_lora.evaluation.tables import print_evaluations
+    from mlx_lora.evaluation.tables import print_evaluations, print_summary
 
     console = Console(highlight=False)
     for source in sources:
         print_evaluations(console, [one for one in evaluations if one.data["source"] == source.path])
+    if len(sources) > 1:
+        print_summary(console, evaluations)
 
 
-def _exit_code(evaluations: "Sequence[Evaluation]", fail_under: float | None, metric: "Metric") -> int:
+def _exit_code(evaluations: "Sequence[Evaluation]", fail_under: float | None) -> int:
+    from mlx_lora.evaluation.verdict import metric_name
+
     code = 0
     for one in evaluations:
-        value: float = getattr(one.metrics, metric)
+        value = one.metrics.values[one.metric]
         if fail_under is not None and value < fail_under:
-            name = metric.replace("_", " ")
-            fact = f"{one.label}, {one.data['name']}: {name} {value:.4f} is under {fail_under:g}"
+            fact = f"{one.label}, {one.data['name']}: {metric_name(one.metric)} {value:.4f} is under {fail_under:g}"
             talk.print(f"failed: {fact}", markup=False, soft_wrap=True)
             code = 1
     return code

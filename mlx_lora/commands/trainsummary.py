@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.losscurve import print_loss_curve
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
 from mlx_lora.screen import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from mlx_lora.model.load import LoadedModel
+    from mlx_lora.training.runfolder import Metrics
     from mlx_lora.training.session import Session
 
 
@@ -24,8 +26,10 @@ def print_header(config: RunConfig, base: "LoadedModel", injection: Any, train_r
     talk.print(f"{train_rows} training rows, {valid_rows} validation rows → {config.output_dir}", markup=False)
 
 
-def build_summary(session: "Session", folder: Path, stopped_by: str, seconds: float) -> dict[str, Any]:
-    """How the run went: the object that --json prints."""
+def build_summary(
+    session: "Session", folder: Path, stopped_by: str, seconds: float, metrics: "Metrics | None"
+) -> dict[str, Any]:
+    """How the run went: the object that --json prints. `seconds`: of this process; those before a resume are added."""
     import mlx.core as mx
 
     from mlx_lora.training.runfolder import ADAPTER_FILE
@@ -39,8 +43,8 @@ def build_summary(session: "Session", folder: Path, stopped_by: str, seconds: fl
         "base_validation_loss": session.progress.base_loss,
         "best_validation_loss": session.progress.best_loss,
         "best_step": session.progress.best_step,
-        "seconds": round(seconds, 1),
-        "peak_bytes": mx.get_peak_memory(),
+        "seconds": round(seconds + (metrics.seconds_before if metrics else 0.0), 1),
+        "peak_bytes": max(mx.get_peak_memory(), metrics.peak_before if metrics else 0),
         "adapter_bytes": adapter.stat().st_size if adapter.exists() else 0,
     }
 
@@ -62,4 +66,5 @@ def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) ->
     base_loss, best_loss = summary["base_validation_loss"], summary["best_validation_loss"]
     if base_loss is not None and best_loss is not None and best_loss >= base_loss:
         talk.print(f"warning: the validation loss never fell below the base's {base_loss:.4f}", markup=False)
+    print_loss_curve(folder)
     talk.print(f"next:\n  mlx-lora eval {folder} --base\n  mlx-lora chat {folder}", markup=False, soft_wrap=True)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlx_lora.dataset.examples import Example
+from mlx_lora.dataset.examples import Example, Expected
+from mlx_lora.dataset.groups import UNGROUPED
 
 PAD = 0  # any token would do: padding is to the right and has weight zero
 # Rows whose lengths differ by less than this share may change places in the order of lengths.
@@ -21,6 +22,8 @@ class Batch:
     weights: np.ndarray  # (B, T) float32: 1 on trained targets, 0 on prompt and padding
     rows: np.ndarray  # (B,) int32: indices into the examples
     lengths: np.ndarray  # (B,) int32: real input tokens of each row
+    expected: Expected | None = None  # of all rows that have it, one after the other
+    expected_places: np.ndarray | None = None  # (A,) int64: where in the flat (B·T) arrays its lines belong
 
     @property
     def tokens(self) -> int:
@@ -38,21 +41,45 @@ class Batch:
         return 1.0 - self.tokens / self.inputs.size
 
 
-def plan_epoch(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    """Row indices of each batch of an epoch: rows of like length together, every row exactly once.
+def plan_epoch(
+    lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, groups: Sequence[int] | None = None
+) -> list[tuple[int, ...]]:
+    """Row indices of each batch of an epoch: rows of one group and of like length together, every row exactly once.
 
-    Rows change company and batches change order from epoch to epoch; all of it follows from (seed, epoch) alone. The
-    batch that is left smaller is one among the others.
+    Rows change company and batches change order from epoch to epoch; all of it follows from (seed, epoch) alone. What
+    is left over of each of the `groups` (of `prefix_groups`) goes together by length, and the batch that is left
+    smaller is one among the others.
     """
     generator = np.random.Generator(np.random.PCG64([seed, epoch]))
     spread = 1.0 + _JITTER * generator.random(len(lengths))
     order = np.argsort(np.asarray(lengths) * spread, kind="stable")
+    batches: list[np.ndarray] = []
+    if groups is not None:
+        of_row = np.asarray(groups, dtype=np.int64)[order]
+        left = of_row == UNGROUPED
+        for group in range(int(of_row.max(initial=UNGROUPED)) + 1):
+            members = np.flatnonzero(of_row == group)
+            spare = generator.choice(members, len(members) % batch_size, replace=False)
+            left[spare] = True
+            kept = members[~left[members]]
+            batches += np.split(order[kept], len(kept) // batch_size) if len(kept) else []
+        order = order[left]
     full, rest = divmod(len(order), batch_size)
     sizes = np.full(full, batch_size)
     if rest:
         sizes = np.insert(sizes, int(generator.integers(full + 1)), rest)
-    batches = np.split(order, np.cumsum(sizes)[:-1]) if len(order) else []
+    batches += np.split(order, np.cumsum(sizes)[:-1]) if len(order) else []
     return [tuple(int(row) for row in batches[place]) for place in generator.permutation(len(batches))]
+
+
+def plan_replay(first: int, count: int, pool: int, *, seed: int) -> list[int]:
+    """`count` of `pool` rows from place `first` of an endless row of them: each once, then each again in another order.
+
+    All of it follows from `seed`.
+    """
+    turns = range(first // pool, (first + count - 1) // pool + 1) if count else ()
+    orders = [np.random.Generator(np.random.PCG64([seed, turn, 1])).permutation(pool) for turn in turns]
+    return [int(orders[place // pool - first // pool][place % pool]) for place in range(first, first + count)]
 
 
 def plan_validation(lengths: Sequence[int], batch_size: int) -> list[tuple[int, ...]]:
@@ -61,15 +88,24 @@ def plan_validation(lengths: Sequence[int], batch_size: int) -> list[tuple[int, 
     return [tuple(order[start : start + batch_size]) for start in range(0, len(order), batch_size)]
 
 
-def collate(examples: Sequence[Example], rows: Sequence[int], *, multiple: int = 8, width: int | None = None) -> Batch:
-    """The batch of `rows`, padded to the next `multiple` of the longest row's inputs, or to `width`.
+def padded_length(longest: int) -> int:
+    """`longest` rounded up so that at most a sixteenth is padding (or three tokens) and widths are few.
+
+    A compiled step is traced again for each width: there are at most sixteen between a length and its double.
+    """
+    multiple = max(4, 1 << max(0, longest.bit_length() - 5))
+    return -(-longest // multiple) * multiple
+
+
+def collate(examples: Sequence[Example], rows: Sequence[int], *, width: int | None = None) -> Batch:
+    """The batch of `rows`, as wide as `padded_length` says of the longest row's inputs, or `width`.
 
     Raises: ValueError where `width` is too narrow for a row.
     """
     chosen = [examples[row] for row in rows]
     lengths = np.array([len(example.tokens) - 1 for example in chosen], dtype=np.int32)
     longest = int(lengths.max())
-    padded = -(-longest // multiple) * multiple if width is None else width
+    padded = padded_length(longest) if width is None else width
     if padded < longest:
         raise ValueError(f"a row of {longest} inputs does not fit a width of {width}")
     inputs = np.full((len(chosen), padded), PAD, dtype=np.int32)
@@ -79,4 +115,14 @@ def collate(examples: Sequence[Example], rows: Sequence[int], *, multiple: int =
         inputs[place, :length] = example.tokens[:-1]
         targets[place, :length] = example.tokens[1:]
         weights[place, :length] = example.loss_mask[1:]
-    return Batch(inputs, targets, weights, np.array(rows, dtype=np.int32), lengths)
+    return Batch(inputs, targets, weights, np.array(rows, dtype=np.int32), lengths, *_expected(chosen, padded))
+
+
+def _expected(examples: Sequence[Example], width: int) -> tuple[Expected, np.ndarray] | tuple[None, None]:
+    """Probabilities and places of the rows that have them; K is the same for all."""
+    rows = [(place, row, row.expected) for place, row in enumerate(examples) if row.expected is not None]
+    if not rows:
+        return None, None
+    places = [place * width + np.flatnonzero(row.loss_mask[1:]) for place, row, _ in rows]
+    tokens, shares = zip(*((of.tokens, of.shares) for _, _, of in rows), strict=True)
+    return Expected(np.concatenate(tokens), np.concatenate(shares)), np.concatenate(places)

@@ -16,6 +16,7 @@ __all__ = [
     "ChatTokenizer",
     "Example",
     "ExampleSet",
+    "Expected",
     "build_example",
     "build_examples",
     "prompt_messages",
@@ -28,6 +29,14 @@ _LIMIT_HINT = "raise data.max_seq_length, or set data.truncation to drop or prom
 
 
 @dataclass(frozen=True)
+class Expected:
+    """Next-token probabilities to train towards, one line for each of A trained tokens; the rest is other tokens'."""
+
+    tokens: np.ndarray  # (A, K) int32
+    shares: np.ndarray  # (A, K) float32; a line adds up to at most 1
+
+
+@dataclass(frozen=True)
 class Example:
     """A row ready to be trained on."""
 
@@ -36,6 +45,7 @@ class Example:
     place: str
     note: str | None
     full_length: int = 0  # tokens before the prompt was shortened
+    expected: Expected | None = None  # what the base expects at the trained tokens; None trains the tokens themselves
 
     @property
     def shortened(self) -> bool:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from mlx_lora.dataset.choices import ChoiceError, right_choice
 from mlx_lora.dataset.record import Message, Record
 
 FORMATS_HINT = (
@@ -85,17 +86,32 @@ def _read_completion(row: Row) -> dict[str, Any]:
 
 
 def _read_question(row: Row) -> dict[str, Any]:
-    question, answer = _text(row, "question"), _text(row, "answer")
-    variants = row.get("answers", ())
-    if not isinstance(variants, list | tuple):
-        raise RowError(f'"answers" is {_kind(variants)}, expected a list of texts')
-    accepted = [answer, *(_text({"answers": variant}, "answers") for variant in variants)]
+    choices, accepted = _read_choices(row) if "choices" in row else ((), _read_answers(row))
     return {
-        "messages": _system(row) + _exchange(question, answer),
-        "answers": tuple(dict.fromkeys(accepted)),
+        "messages": _system(row) + _exchange(_text(row, "question"), accepted[0]),
+        "answers": accepted,
+        "choices": choices,
         "category": _text(row, "category", may_be_empty=True) or None if "category" in row else None,
         "fact": _text(row, "fact", may_be_empty=True) or None if "fact" in row else None,
     }
+
+
+def _read_answers(row: Row) -> tuple[str, ...]:
+    answer, variants = _text(row, "answer"), row.get("answers", ())
+    if not isinstance(variants, list | tuple):
+        raise RowError(f'"answers" is {_kind(variants)}, expected a list of texts')
+    return tuple(dict.fromkeys([answer, *(_text({"answers": variant}, "answers") for variant in variants)]))
+
+
+def _read_choices(row: Row) -> tuple[tuple[str, ...], tuple[str]]:
+    """All choices, and the text of the right one, which is the answer that is trained."""
+    if "answers" in row:
+        raise RowError('a row with "choices" has one right answer: give "answer" without "answers"')
+    try:
+        choices, right = right_choice(row["choices"], row["answer"])
+    except ChoiceError as error:
+        raise RowError(str(error)) from None
+    return choices, (choices[right],)
 
 
 def _read_alpaca(row: Row) -> dict[str, Any]:

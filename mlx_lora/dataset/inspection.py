@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from mlx_lora.config import DataSettings, RunConfig
-from mlx_lora.dataset.batches import plan_epoch
+from mlx_lora.dataset.batches import padded_length, plan_epoch
 from mlx_lora.dataset.examples import ChatTokenizer, Example, ExampleSet, build_examples
+from mlx_lora.dataset.groups import prefix_groups
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import joined_faults
+from mlx_lora.dataset.replay import replay_rows
 from mlx_lora.dataset.splits import DataSplits
 from mlx_lora.errors import DataError
 
@@ -61,7 +63,8 @@ class Inspection:
     contradictions: list[Contradiction]
     steps_per_epoch: int
     steps: int
-    padding_share: float  # of the first epoch's batches
+    replay_rows: int  # that join the training rows in an epoch (data.replay)
+    padding_share: float  # of the first epoch's batches, without replay rows
     faults: list[str]
     hints: list[str]
     warnings: list[str]
@@ -96,7 +99,8 @@ def inspect_splits(
     records = _named(splits)
     reports = {name: _report(records[name], built[name], eos_ids, config.data) for name in records}
     lengths = [len(example.tokens) - 1 for example in built["train"].examples]
-    plan = plan_epoch(lengths, config.train.batch_size, seed=config.train.seed, epoch=0)
+    groups = prefix_groups(built["train"].examples, config.train.batch_size) if config.train.group_by_prefix else None
+    plan = plan_epoch(lengths, config.train.batch_size, seed=config.train.seed, epoch=0, groups=groups)
     steps_per_epoch = -(-len(plan) // config.train.gradient_accumulation_steps)
     steps = config.train.steps or (config.train.epochs or 0) * steps_per_epoch
     overlaps = {f"train/{name}": _overlap(splits.train, records[name]) for name in ("valid", "test")}
@@ -123,6 +127,7 @@ def inspect_splits(
         contradictions=contradictions,
         steps_per_epoch=steps_per_epoch,
         steps=steps,
+        replay_rows=replay_rows(len(lengths), config.data.replay),
         padding_share=_padding_share(lengths, plan),
         faults=faults,
         hints=hints,
@@ -210,8 +215,8 @@ def _contradictions(records: Sequence[Record]) -> list[Contradiction]:
     return list(found.values())
 
 
-def _padding_share(lengths: Sequence[int], plan: Sequence[Sequence[int]], multiple: int = 8) -> float:
-    places = sum(-(-max(lengths[row] for row in rows) // multiple) * multiple * len(rows) for rows in plan)
+def _padding_share(lengths: Sequence[int], plan: Sequence[Sequence[int]]) -> float:
+    places = sum(padded_length(max(lengths[row] for row in rows)) * len(rows) for rows in plan)
     return 1.0 - sum(lengths) / places if places else 0.0
 
 

@@ -14,6 +14,7 @@ class Record:
     text: str | None = None  # for a `text` row
     tools: tuple[dict[str, Any], ...] = ()
     answers: tuple[str, ...] = ()  # accepted answers, the canonical one first
+    choices: tuple[str, ...] = ()  # of a multiple-choice row: the texts to pick from, answers[0] among them
     category: str | None = None
     fact: str | None = None
     place: str = ""  # "data/train.jsonl:17"

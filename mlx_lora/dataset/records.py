@@ -1,9 +1,11 @@
-"""A source of data to records: a file, a folder, or a Hugging Face data set. Knows nothing of tokenizers or MLX."""
+"""A source of data to records: built in, a file, a folder, a Hugging Face data set. Knows no tokenizers and no MLX."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from mlx_lora.dataset.builtin import BUILTIN_DATA_SETS, builtin_path
 from mlx_lora.dataset.formats import FORMATS_HINT, RowError, record_from_row
 from mlx_lora.dataset.hub import is_hub_name, iter_hub_rows
 from mlx_lora.dataset.record import Message, Record
@@ -18,7 +20,8 @@ _SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val", "de
 
 
 def read_records(source: str, split: str = "train") -> list[Record]:
-    """All rows of a file, or of the split of a folder or of a Hugging Face data set (`owner/name:configuration`).
+    """All rows of a built-in data set (`general-knowledge`), of a file, or of the split of a folder or of a Hugging
+    Face data set (`owner/name:configuration`).
 
     Raises: DataError with up to ten faults, each `file:line: what`; where there is nothing; where there are no rows.
     """
@@ -33,13 +36,16 @@ def read_split_if_present(source: str, split: str) -> list[Record] | None:
 
     Raises: DataError as read_records.
     """
-    if typed_path(source).is_file():
+    if builtin_path(source) is not None or typed_path(source).is_file():
         return None
     rows = _find_rows(source, split)
     return None if rows is None else _to_records(rows, source)
 
 
 def _find_rows(source: str, split: str) -> Iterable[RawRow] | None:
+    built_in = builtin_path(source)
+    if built_in is not None:
+        return _iter_builtin(built_in, source)
     path = typed_path(source)
     names = _SPLIT_NAMES.get(split, (split,))
     if path.is_file():
@@ -54,9 +60,18 @@ def _find_rows(source: str, split: str) -> Iterable[RawRow] | None:
         raise DataError(f"{source}: a link to {path.readlink()}, which is not there", "mend the link, or remove it")
     if path.exists():
         raise DataError(f"{source}: neither a file nor a folder", "write the rows into a .jsonl file first")
+    near_names = difflib.get_close_matches(source.lower(), BUILTIN_DATA_SETS, n=1, cutoff=0.85)
+    if near_names:
+        raise DataError(f"{source}: no such file or folder", f"did you mean the built-in {near_names[0]}?")
     if path.suffix.lower() in SUFFIXES or not is_hub_name(source):
         raise DataError(f"{source}: no such file or folder", _near_hint(path))
     return iter_hub_rows(source, names)
+
+
+def _iter_builtin(path: Path, name: str) -> Iterator[RawRow]:
+    """The rows, each placed by the data set's name: where the package lies says nothing to anybody."""
+    for row in iter_rows(path):
+        yield replace(row, place=f"{name}:{row.place.rpartition(':')[2]}")
 
 
 def _to_records(rows: Iterable[RawRow], source: str) -> list[Record]:

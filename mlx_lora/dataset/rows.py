@@ -16,7 +16,7 @@ _BOM = b"\xef\xbb\xbf"
 _WHITESPACE = " \t\r\n"
 _LARGEST_CELL = 2**31 - 1  # characters; Python's csv stops at 131,072 unless told otherwise
 # A cell of these columns that begins like JSON is read as JSON.
-_JSON_COLUMNS = ("messages", "conversations", "tools", "answers")
+_JSON_COLUMNS = ("messages", "conversations", "tools", "answers", "choices")
 _ENCODING_HINT = "save the file as UTF-8"
 _JSONL_HINT = 'each line is one JSON object, such as {"question": "…", "answer": "…"}'
 _JSON_HINT = 'write [row, …] or {"data": [row, …]}, each row a JSON object'
@@ -212,7 +212,7 @@ def _csv_row(row: dict[str, Any], place: str) -> RawRow:
         if not cell.strip():
             del row[column]
             continue
-        if column == "answers" and not cell.lstrip().startswith("["):
+        if column in ("answers", "choices") and not cell.lstrip().startswith("["):
             row[column] = [variant.strip() for variant in cell.split("|")]
             continue
         try:

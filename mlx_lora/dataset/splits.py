@@ -57,6 +57,8 @@ def records_sha256(records: Sequence[Record]) -> str:
     """SHA-256 of what the rows say, in order, without where they lie."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps([record.messages, record.text, record.tools], sort_keys=True, default=str).encode())
+        said: list[object] = [record.messages, record.text, record.tools]
+        said += [record.choices] if record.choices else []  # other rows keep the hash that older adapters know
+        digest.update(json.dumps(said, sort_keys=True, default=str).encode())
         digest.update(b"\n")
     return digest.hexdigest()

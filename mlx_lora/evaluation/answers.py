@@ -9,27 +9,20 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from mlx_lora.evaluation.numbers import normalize_numbers
 
 
-@dataclass(frozen=True)
-class Score:
-    """How an answer compares with the accepted one that suits it best."""
+def score_answer(prediction: str, answers: Sequence[str], *, numbers: bool = False) -> dict[str, float]:
+    """Each score against the accepted answer that suits it best: exact_match and contains as bools, token_f1 0 to 1.
 
-    exact_match: bool
-    contains: bool  # an accepted answer stands in it, whole words
-    token_f1: float
-
-
-def score_answer(prediction: str, answers: Sequence[str], *, numbers: bool = False) -> Score:
-    """Compare with every accepted answer; `numbers` makes number words, digits and dates alike first."""
-    return Score(
-        exact_match(prediction, answers, numbers=numbers),
-        contains_answer(prediction, answers, numbers=numbers),
-        token_f1(prediction, answers, numbers=numbers),
-    )
+    `numbers` makes number words, digits and dates alike first.
+    """
+    return {
+        "exact_match": exact_match(prediction, answers, numbers=numbers),
+        "contains": contains_answer(prediction, answers, numbers=numbers),
+        "token_f1": token_f1(prediction, answers, numbers=numbers),
+    }
 
 
 def normalize_answer(text: str) -> str:

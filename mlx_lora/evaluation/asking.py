@@ -1,13 +1,14 @@
 """One loaded base that answers with and without adapters. Knows nothing of files or screens."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 from mlx_lora.evaluation.metrics import ScoredAnswer
-from mlx_lora.evaluation.questions import build_questions, iter_scored
+from mlx_lora.evaluation.plugins import CustomMetric
+from mlx_lora.evaluation.questions import Asking, build_questions, iter_scored
 from mlx_lora.evaluation.subjects import Source, Subject
 from mlx_lora.lora.adapter import AppliedAdapter, apply_adapter
 from mlx_lora.lora.inject import remove_lora
@@ -21,25 +22,35 @@ class Asker:
     """Asks the model that is in memory, as it is now, and remembers what the base answered."""
 
     def __init__(
-        self, loaded: LoadedModel, *, max_tokens: int, batch_size: int, numbers: bool, progress: Progress
+        self,
+        loaded: LoadedModel,
+        *,
+        max_tokens: int,
+        batch_size: int,
+        numbers: bool,
+        progress: Progress,
+        temperature: float = 0.0,
+        seed: int = 0,
+        custom: Sequence[CustomMetric] = (),
     ) -> None:
         self.loaded = loaded
-        self.max_tokens = max_tokens
-        self.batch_size = batch_size
-        self.numbers = numbers
+        self.asking = Asking(max_tokens, batch_size, temperature, seed, numbers, tuple(custom))
         self._progress = progress
         self._of_base: dict[tuple[str, str], tuple[list[ScoredAnswer], float]] = {}
 
     def settings(self) -> dict[str, Any]:
         """How it asks, for the record."""
+        asking = self.asking
         return {
             "base": asdict(self.loaded.identity),
             "compute": self.loaded.compute,
-            "sampling": "greedy",
-            "temperature": 0.0,
-            "max_tokens": self.max_tokens,
-            "batch_size": self.batch_size,
-            "normalize_numbers": self.numbers,
+            "sampling": "drawn" if asking.temperature > 0 else "greedy",
+            "temperature": asking.temperature,
+            "seed": asking.seed if asking.temperature > 0 else None,
+            "max_tokens": asking.max_tokens,
+            "batch_size": asking.batch_size,
+            "normalize_numbers": asking.numbers,
+            "custom_metrics": {one.name: one.target for one in asking.custom},
         }
 
     def ask_base(self, rendering: Rendering, source: Source) -> tuple[list[ScoredAnswer], float]:
@@ -57,14 +68,7 @@ class Asker:
         started = time.perf_counter()
         answers: dict[int, ScoredAnswer] = {}
         with self._progress(f"{label}, {source.name}", len(questions)) as advance:
-            for place, answer in iter_scored(
-                self.loaded.model,
-                tokenizer,
-                questions,
-                max_tokens=self.max_tokens,
-                batch_size=self.batch_size,
-                numbers=self.numbers,
-            ):
+            for place, answer in iter_scored(self.loaded.model, tokenizer, questions, self.asking):
                 answers[place] = answer
                 advance()
         return [answers[place] for place in range(len(questions))], time.perf_counter() - started

@@ -1,16 +1,34 @@
-"""One evaluation as JSON: the figures, the comparison, and what is needed to repeat it. Knows nothing of screens."""
+"""One evaluation: answers, comparison, and the object that is written of them. Knows nothing of screens or folders."""
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib import metadata
 from typing import Any
 
-from mlx_lora.evaluation.metrics import Metric, Metrics, ScoredAnswer, by_category, by_fact, summarize
-from mlx_lora.evaluation.verdict import Comparison, compare
-
-FORMAT_VERSION = 1
+from mlx_lora.evaluation.damage import find_damage
+from mlx_lora.evaluation.metrics import (
+    METRICS,
+    Metric,
+    Metrics,
+    ScoredAnswer,
+    by_category,
+    by_fact,
+    is_share,
+    summarize,
+)
+from mlx_lora.evaluation.result_format import (
+    Change,
+    EvaluationResult,
+    QuestionRow,
+    RightOrWrong,
+    UpsAndDowns,
+    Verdict,
+)
+from mlx_lora.evaluation.verdict import Comparison, MetricTest, compare
 
 
 @dataclass(frozen=True)
@@ -18,10 +36,10 @@ class Evaluation:
     """The answers of one model, base or adapter, to one data set, with the base's beside them where it was asked."""
 
     label: str  # "adapters/stanley-cup", or "base"
-    data: Mapping[str, Any]  # name, source, sha256, rows, asked
+    data: Mapping[str, Any]  # as Source.facts
     rows: Sequence[ScoredAnswer]
     base_rows: Sequence[ScoredAnswer] | None
-    metric: Metric
+    metric: Metric  # the leading one
     seconds: float  # to answer and score `rows`
 
     @property
@@ -30,85 +48,64 @@ class Evaluation:
         return summarize(self.rows)
 
     @property
+    def signs(self) -> tuple[str, ...]:
+        """Plain remarks of damage in the answers."""
+        return find_damage(self.rows).signs
+
+    @cached_property
     def comparison(self) -> Comparison | None:
         """Against the base, where it was asked."""
         return None if self.base_rows is None else compare(self.base_rows, self.rows, self.metric)
 
 
-def as_json(evaluation: Evaluation, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON object of one evaluation; `settings` are how it was asked and of what."""
-    rows, base_rows = evaluation.rows, evaluation.base_rows
-    comparison = evaluation.comparison
-    return {
-        "format_version": FORMAT_VERSION,
-        "label": evaluation.label,
-        "data": dict(evaluation.data),
-        "metric": evaluation.metric,
-        **_figures(evaluation.metrics),
-        "base": _figures(summarize(base_rows)) if base_rows is not None else None,
-        "verdict": {"kind": comparison.kind, "sentence": comparison.sentence} if comparison else None,
-        "mcnemar": _mcnemar(comparison, rows) if comparison else None,
-        "per_category": _groups(by_category(rows), by_category(base_rows) if base_rows is not None else None),
-        "per_fact": _facts(by_fact(rows), by_fact(base_rows) if base_rows is not None else None),
-        "settings": dict(settings),
-        "seconds": round(evaluation.seconds, 3),
-        "versions": {name: metadata.version(name) for name in ("mlx-lora", "mlx", "mlx-lm", "transformers")},
-        "machine": {
-            "system": platform.platform(),
-            "processor": platform.machine(),
-            "python": platform.python_version(),
-        },
-        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """One JSON object a question, for the predictions file."""
-    base_rows: Sequence[ScoredAnswer | None] = evaluation.base_rows or [None] * len(evaluation.rows)
-    return [
+def build_result(evaluation: Evaluation, settings: Mapping[str, Any]) -> EvaluationResult:
+    """The object of one evaluation; `settings` are how it was asked and of what."""
+    rows, base_rows, comparison = evaluation.rows, evaluation.base_rows, evaluation.comparison
+    tokens = sum(row.tokens for row in rows)
+    per_second = 1 / max(evaluation.seconds, 1e-9)
+    return EvaluationResult.model_validate(
         {
-            "question": row.question,
-            "answers": list(row.answers),
-            "category": row.category,
-            "fact": row.fact,
-            "place": row.place,
-            **_prediction(row),
-            "base": None if base is None else _prediction(base),
+            "label": evaluation.label,
+            "data": dict(evaluation.data),
+            "metric": evaluation.metric,
+            "metrics": list(rows[0].scores),
+            **_figures(evaluation.metrics),
+            "base": _figures(summarize(base_rows)) if base_rows is not None else None,
+            "verdict": _verdict(comparison) if comparison else None,
+            "signs": list(evaluation.signs),
+            "comparison": {name: _counts(test) for name, test in comparison.tests.items()} if comparison else None,
+            "per_category": _groups(by_category(rows), by_category(base_rows) if base_rows is not None else None),
+            "per_fact": _groups(by_fact(rows), by_fact(base_rows) if base_rows is not None else None),
+            "questions": _question_rows(evaluation),
+            "settings": dict(settings),
+            "seconds": round(evaluation.seconds, 3),
+            "answer_tokens": tokens,
+            "tokens_per_second": round(tokens * per_second, 2) if tokens else None,
+            "questions_per_second": round(len(rows) * per_second, 2),
+            "versions": {name: metadata.version(name) for name in ("mlx-lora", "mlx", "mlx-lm", "transformers")},
+            "machine": {
+                "system": platform.platform(),
+                "processor": platform.machine(),
+                "python": platform.python_version(),
+            },
+            "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        for row, base in zip(evaluation.rows, base_rows, strict=True)
-    ]
-
-
-def _prediction(row: ScoredAnswer) -> dict[str, Any]:
-    nats = row.reference_nats
-    return {
-        "prediction": row.prediction,
-        "exact_match": row.score.exact_match,
-        "contains": row.score.contains,
-        "token_f1": row.score.token_f1,
-        "stopped": row.stopped,
-        "tokens": row.tokens,
-        "reference_nats": nats if nats == nats and abs(nats) != float("inf") else None,
-        "reference_tokens": row.reference_tokens,
-    }
+    )
 
 
 def _figures(metrics: Metrics) -> dict[str, Any]:
+    values = metrics.values
     return {
-        **metrics.as_json(),
-        "interval": {"exact_match": metrics.interval("exact_match"), "contains": metrics.interval("contains")},
-    }
-
-
-def _mcnemar(comparison: Comparison, rows: Sequence[ScoredAnswer]) -> dict[str, Any]:
-    changes = comparison.changes
-    return {
-        "p": changes.p,
-        "fixed": len(changes.fixed),
-        "broken": len(changes.broken),
-        "kept_right": len(changes.kept_right),
-        "kept_wrong": len(changes.kept_wrong),
-        "broken_questions": [rows[place].question for place in changes.broken],
+        "count": metrics.count,
+        **{name: values.get(name) for name in METRICS},
+        "custom": {name: value for name, value in values.items() if name not in METRICS},
+        "stop_rate": metrics.stop_rate,
+        "perplexity": _finite(metrics.perplexity),
+        "nats_per_token": _finite(metrics.nats_per_token),
+        "non_finite": metrics.non_finite,
+        "empty": metrics.empty,
+        "looping": metrics.looping,
+        "interval": {name: metrics.interval(name) for name in values if is_share(name)},
     }
 
 
@@ -119,12 +116,71 @@ def _groups(own: Mapping[str, Metrics], base: Mapping[str, Metrics] | None) -> d
     }
 
 
-def _facts(own: Mapping[str, Metrics], base: Mapping[str, Metrics] | None) -> dict[str, Any]:
+def _verdict(comparison: Comparison) -> Verdict:
+    return Verdict(
+        kind=comparison.kind,
+        sentence=comparison.sentence,
+        gained=list(comparison.gained),
+        lost=list(comparison.lost),
+        signs=list(comparison.signs),
+    )
+
+
+def _counts(test: MetricTest) -> RightOrWrong | UpsAndDowns:
+    changes = test.changes
+    fixed, broken, right, wrong = map(len, (changes.fixed, changes.broken, changes.kept_right, changes.kept_wrong))
+    if is_share(test.metric):
+        return RightOrWrong(p=test.p, fixed=fixed, broken=broken, kept_right=right, kept_wrong=wrong)
+    count = fixed + broken + right + wrong
+    return UpsAndDowns(p=test.p, higher=test.higher, lower=test.lower, equal=count - test.higher - test.lower)
+
+
+def _question_rows(evaluation: Evaluation) -> list[QuestionRow]:
+    base_rows: Sequence[ScoredAnswer | None] = evaluation.base_rows or [None] * len(evaluation.rows)
+    changes = _changes(evaluation.comparison)
+    return [
+        QuestionRow.model_validate(
+            {
+                "question": row.question,
+                "answers": list(row.answers),
+                "choices": list(row.choices) or None,
+                "category": row.category,
+                "fact": row.fact,
+                "place": row.place,
+                **_said(row),
+                "change": changes.get(place),
+                "base": None if base is None else _said(base),
+            }
+        )
+        for place, (row, base) in enumerate(zip(evaluation.rows, base_rows, strict=True))
+    ]
+
+
+def _changes(comparison: Comparison | None) -> dict[int, Change]:
+    if comparison is None:
+        return {}
+    changes = comparison.changes
+    named: tuple[tuple[Change, tuple[int, ...]], ...] = (
+        ("fixed", changes.fixed),
+        ("broken", changes.broken),
+        ("kept right", changes.kept_right),
+        ("kept wrong", changes.kept_wrong),
+    )
+    return {place: name for name, places in named for place in places}
+
+
+def _said(row: ScoredAnswer) -> dict[str, Any]:
     return {
-        name: {
-            "count": metrics.count,
-            "exact_match": metrics.exact_match,
-            "base": None if base is None else base[name].exact_match,
-        }
-        for name, metrics in own.items()
+        "answer": row.prediction,
+        "scores": dict(row.scores),
+        "stopped": None if row.choices else row.stopped,
+        "tokens": row.tokens,
+        "looping": row.looping,
+        "reference_nats": _finite(row.reference_nats),
+        "reference_tokens": row.reference_tokens,
+        "choice_nats": [_finite(nats) for nats in row.choice_nats] or None,
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

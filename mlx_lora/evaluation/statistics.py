@@ -33,7 +33,10 @@ def sign_test(wins: int, losses: int) -> float:
     if wins < 0 or losses < 0:
         raise ValueError(f"{wins} wins, {losses} losses")
     count = wins + losses
-    tail: int = sum(math.comb(count, k) for k in range(min(wins, losses) + 1))
+    tail = outcomes = 1  # outcomes: count over k, in whole numbers
+    for k in range(min(wins, losses)):
+        outcomes = outcomes * (count - k) // (k + 1)
+        tail += outcomes
     return min(1.0, 2 * tail / (1 << count))
 
 

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lora.config import RunConfig
+from mlx_lora.dataset.builtin import BUILTIN_DATA_SETS
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.dataset.splits import records_sha256
 from mlx_lora.errors import DataError
+from mlx_lora.evaluation.metrics import CHOICE_METRICS, OPEN_METRICS
+from mlx_lora.evaluation.result_format import DataKind
 from mlx_lora.lora.adapter import AdapterFolder
 from mlx_lora.lora.rendering import Rendering
 
@@ -39,8 +42,28 @@ class Source:
 
     def facts(self) -> dict[str, Any]:
         """For the result file."""
-        asked = len(self.records)
-        return {"name": self.name, "source": self.path, "sha256": self.sha256, "rows": self.rows, "asked": asked}
+        return {
+            "name": self.name,
+            "source": self.path,
+            "sha256": self.sha256,
+            "rows": self.rows,
+            "asked": len(self.records),
+            "kind": self.kind,
+        }
+
+    @property
+    def kind(self) -> DataKind:
+        """Whether answers to these rows are written or picked."""
+        return "choice" if self.records[0].choices else "open"
+
+    def leading_metric(self, asked: Sequence[str]) -> str:
+        """The first of the metrics asked for that these rows have, else the one that suits them best."""
+        found = next((name for name in asked if (name in CHOICE_METRICS) == (self.kind == "choice")), None)
+        if found is not None:
+            return found
+        if self.path in BUILTIN_DATA_SETS:
+            return "contains"  # what nobody was trained to answer briefly
+        return CHOICE_METRICS[0] if self.kind == "choice" else OPEN_METRICS[0]
 
     def is_training_data_of(self, subject: Subject) -> bool:
         """Whether these are the very rows that the adapter was trained on."""
@@ -85,12 +108,23 @@ def read_sources(chosen: Sequence[tuple[str, str]], limit: int | None) -> list[S
 def read_source(source: str, split: str, limit: int | None) -> Source:
     """Read a data set; at most `limit` rows of it are asked, evenly spread. Raises: DataError."""
     records = read_records(source, split)
+    _refuse_mixture(records)
     rows = spread_rows(records, limit)
     return Source(data_name(source, split), source, records_sha256(records), len(records), rows)
 
 
+def _refuse_mixture(records: Sequence[Record]) -> None:
+    other = next((record for record in records if bool(record.choices) != bool(records[0].choices)), None)
+    if other is not None:
+        with_choices, without = (other, records[0]) if other.choices else (records[0], other)
+        fact = f'{with_choices.place} has "choices", {without.place} has none'
+        raise DataError(fact, "written and picked answers have no metric in common: make two files of them")
+
+
 def data_name(source: str, split: str) -> str:
     """A short name: the file's, with its folder's before it where many files are called so ("modern-test")."""
+    if source in BUILTIN_DATA_SETS:
+        return source
     path = Path(source).expanduser()
     if not path.suffix:
         return f"{path.resolve().name}-{split}"

@@ -1,18 +1,36 @@
 """Base against adapter in one plain sentence. Knows nothing of models, files or screens."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from mlx_lora.evaluation.metrics import Metric, Metrics, ScoredAnswer, summarize
+from mlx_lora.evaluation.damage import Damage, find_damage
+from mlx_lora.evaluation.metrics import METRICS, Metric, Metrics, ScoredAnswer, is_share, kind_of, summarize
+from mlx_lora.evaluation.result_format import VerdictKind
 from mlx_lora.evaluation.statistics import Changes, compare_right, sign_test
 
-Kind = Literal["learned", "no difference", "worse", "broken", "taught nothing"]
-
 ALPHA = 0.05
+# Metrics that the verdict always looks at: a base that answers in sentences has nothing to lose by exact match.
+_LOOKED_AT = {"open": ("exact_match", "contains"), "choice": ("accuracy", "accuracy_norm")}
+_SAME_NATS = 0.01  # a token: one per cent of perplexity
+_FEW = 6  # changed answers: fewer cannot be told from chance, even if all go one way
 _BROKEN_FACTOR = 10.0  # times the base's perplexity of the right answers
-_SAME_NATS = 1e-4  # a token; below rounding of any change that a trained adapter makes
+_BLIND_GUESSING = 1e6  # perplexity; no vocabulary is so large that guessing among its tokens would do worse
+
+
+@dataclass(frozen=True)
+class MetricTest:
+    """What the adapter changed by one metric: of a share `changes`, of fractions the ups and downs."""
+
+    metric: Metric
+    changes: Changes
+    higher: int
+    lower: int
+
+    @property
+    def p(self) -> float:
+        """Two-sided, exact: McNemar's for right or wrong, the sign test for fractions."""
+        return sign_test(self.higher, self.lower)
 
 
 @dataclass(frozen=True)
@@ -21,10 +39,23 @@ class Comparison:
 
     base: Metrics
     adapter: Metrics
-    changes: Changes
-    p: float  # two-sided, exact: McNemar's for right or wrong, the sign test for token F1
-    kind: Kind
+    metric: Metric  # the leading one
+    tests: Mapping[str, MetricTest]  # of every metric that the answers have
+    kind: VerdictKind
+    gained: tuple[str, ...]  # metrics with a gain that chance does not explain
+    lost: tuple[str, ...]
+    signs: tuple[str, ...]  # of damage, in the adapter's answers
     sentence: str
+
+    @property
+    def changes(self) -> Changes:
+        """What became of each question, by the leading metric."""
+        return self.tests[self.metric].changes
+
+    @property
+    def p(self) -> float:
+        """By the leading metric."""
+        return self.tests[self.metric].p
 
 
 def compare(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer], metric: Metric) -> Comparison:
@@ -32,22 +63,39 @@ def compare(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnsw
     if [row.question for row in base_rows] != [row.question for row in adapter_rows]:
         raise ValueError("the answers are to other questions")
     base, adapter = summarize(base_rows), summarize(adapter_rows)
-    changes = compare_right([row.right(metric) for row in base_rows], [row.right(metric) for row in adapter_rows])
-    wins, losses = len(changes.fixed), len(changes.broken)
-    if metric == "token_f1":
-        pairs = [(one.score.token_f1, two.score.token_f1) for one, two in zip(base_rows, adapter_rows, strict=True)]
-        wins, losses = sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
-    p = sign_test(wins, losses)
-    kind = _kind(base_rows, adapter_rows, wins, losses)
-    return Comparison(base, adapter, changes, p, kind, _sentence(kind, base, adapter, metric, wins + losses))
+    tests = {name: _test(name, base_rows, adapter_rows) for name in base.values}
+    looked_at = [tests[name] for name in dict.fromkeys([metric, *_LOOKED_AT[kind_of(base_rows)]])]
+    # Metrics that saw the very same changes are one test, not two chances of a false alarm.
+    level = ALPHA / len({(one.changes.fixed, one.changes.broken, one.higher, one.lower) for one in looked_at})
+    gained = tuple(one.metric for one in looked_at if one.higher > one.lower and one.p < level)
+    lost = tuple(one.metric for one in looked_at if one.higher < one.lower and one.p < level)
+    damage = find_damage(adapter_rows)
+    kind: VerdictKind
+    if all(map(_same, base_rows, adapter_rows)):
+        kind = "taught nothing"
+    elif not gained and _is_broken(base_rows, adapter_rows, damage):
+        kind = "broken"
+    elif gained and lost:
+        kind = "mixed"
+    else:
+        kind = "learned" if gained else "worse" if lost else "no difference"
+    words = _Words(base, adapter, metric, tuple(one.metric for one in looked_at), gained, lost, damage.signs)
+    unchanged = all(one.prediction == two.prediction for one, two in zip(base_rows, adapter_rows, strict=True))
+    sentence = words.sentence(kind, unchanged)
+    return Comparison(base, adapter, metric, tests, kind, gained, lost, damage.signs, sentence)
 
 
 def describe(metrics: Metrics, metric: Metric) -> str:
     """Such as "68 of 70 (97 %)", or "0.93 token F1"."""
-    if metric == "token_f1":
-        return f"{metrics.token_f1:.2f} token F1 on {metrics.count} questions"
+    if not is_share(metric):
+        return f"{metrics.values[metric]:.2f} {metric_name(metric)} on {metrics.count} questions"
     right = metrics.right(metric)
     return f"{right} of {metrics.count} ({percent(right / metrics.count)})"
+
+
+def metric_name(metric: Metric) -> str:
+    """The name of a metric in a sentence; a plug-in's stays as its owner writes it."""
+    return metric if metric not in METRICS else "token F1" if metric == "token_f1" else metric.replace("_", " ")
 
 
 def percent(share: float) -> str:
@@ -67,18 +115,11 @@ def show_perplexity(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:,.0f}" if value < 1e5 else f"{value:.1e}"
 
 
-def _kind(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer], wins: int, losses: int) -> Kind:
-    base, adapter = summarize(base_rows), summarize(adapter_rows)
-    if all(map(_same, base_rows, adapter_rows)):
-        return "taught nothing"
-    better = wins > losses and sign_test(wins, losses) < ALPHA
-    if not better and _less_likely(base_rows, adapter_rows):
-        infinite = math.isinf(adapter.perplexity) and math.isfinite(base.perplexity)
-        if infinite or adapter.perplexity > _BROKEN_FACTOR * base.perplexity:
-            return "broken"
-    if sign_test(wins, losses) >= ALPHA:
-        return "no difference"
-    return "learned" if better else "worse"
+def _test(metric: Metric, base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer]) -> MetricTest:
+    changes = compare_right([row.right(metric) for row in base_rows], [row.right(metric) for row in adapter_rows])
+    pairs = [(one.scores[metric], two.scores[metric]) for one, two in zip(base_rows, adapter_rows, strict=True)]
+    higher, lower = sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
+    return MetricTest(metric, changes, higher, lower)
 
 
 def _same(one: ScoredAnswer, two: ScoredAnswer) -> bool:
@@ -86,24 +127,88 @@ def _same(one: ScoredAnswer, two: ScoredAnswer) -> bool:
     return one.prediction == two.prediction and nats
 
 
+def _is_broken(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer], damage: Damage) -> bool:
+    before = find_damage(base_rows).damaged
+    new = sum(now and not was for was, now in zip(before, damage.damaged, strict=True))
+    healed = sum(was and not now for was, now in zip(before, damage.damaged, strict=True))
+    if 2 * sum(damage.damaged) > len(adapter_rows) and _more(new, healed, len(adapter_rows)):
+        return True
+    base, adapter = summarize(base_rows), summarize(adapter_rows)
+    worse_than_guessing = adapter.perplexity > max(_BLIND_GUESSING, _BROKEN_FACTOR * base.perplexity)
+    return worse_than_guessing and _less_likely(base_rows, adapter_rows)
+
+
 def _less_likely(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer]) -> bool:
     """Whether the adapter finds the right answers less likely than the base, more often than by chance."""
     pairs = [(one.reference_nats, two.reference_nats) for one, two in zip(base_rows, adapter_rows, strict=True)]
     worse = sum(after > before or math.isnan(after) for before, after in pairs)
     better = sum(after < before for before, after in pairs)
-    return worse > better and (sign_test(better, worse) < ALPHA or len(pairs) < 6)
+    return _more(worse, better, len(pairs))
 
 
-def _sentence(kind: Kind, base: Metrics, adapter: Metrics, metric: Metric, changed: int) -> str:
-    scores = f"the adapter answers {describe(adapter, metric)}, the base {describe(base, metric)}"
-    if kind == "taught nothing":
-        return f"{scores}: every answer is the base's own, the adapter taught nothing"
-    if kind == "broken":
-        found = f"{show_perplexity(adapter.perplexity)} against {show_perplexity(base.perplexity)}"
-        return f"{scores}: the adapter broke the model (perplexity of the right answers {found})"
-    if kind == "learned":
-        return f"{scores}: it learned"
-    if kind == "worse":
-        return f"{scores}: worse than the base"
-    few = f"; {adapter.count} questions are too few to show one" if adapter.count < 6 else ""
-    return f"{scores}: no difference that chance would not explain{few}"
+def _more(one: int, other: int, count: int) -> bool:
+    """Whether `one` outnumbers `other` by more than chance explains, or at all where too few were asked to tell."""
+    return one > other and (count < _FEW or sign_test(one, other) < ALPHA)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The figures of a comparison, as sentences name them."""
+
+    base: Metrics
+    adapter: Metrics
+    metric: Metric
+    looked_at: tuple[str, ...]
+    gained: tuple[str, ...]
+    lost: tuple[str, ...]
+    signs: tuple[str, ...]
+
+    def sentence(self, kind: VerdictKind, unchanged: bool) -> str:
+        """The scores and what they mean; `unchanged` says that every answer is the base's own."""
+        own = "every answer is the base's own"
+        if kind == "taught nothing":
+            return f"{self._scores()}: {own}, the adapter taught nothing"
+        if kind == "broken":
+            base, adapter = show_perplexity(self.base.perplexity), show_perplexity(self.adapter.perplexity)
+            found = [f"perplexity of the right answers {adapter} against {base}", *self.signs]
+            return f"{self._scores()}: the adapter broke the model ({'; '.join(found)})"
+        damage = f" ({'; '.join(self.signs)})" if self.signs else ""
+        if kind == "no difference":
+            few = f"; {self.adapter.count} questions are too few to show one" if self.adapter.count < _FEW else ""
+            unmoved = f"{own}; " if unchanged else ""
+            return f"{self._scores()}: {unmoved}no difference that chance would not explain{few}{damage}"
+        words = {"learned": "it learned", "worse": "worse than the base", "mixed": "better and worse than the base"}
+        return f"{self._scores()}: {words[kind]}{self._which()}{damage}"
+
+    def _divided(self) -> bool:
+        """Whether the metrics tell different stories."""
+        return any(set(self.looked_at) - set(told) for told in (self.gained, self.lost) if told)
+
+    def _scores(self) -> str:
+        """By the leading metric where the others say the same, else by each."""
+        if not self._divided() and len({self._value(one) for one in self.looked_at}) == 1:
+            adapter, base = describe(self.adapter, self.metric), describe(self.base, self.metric)
+            return f"the adapter answers {adapter}, the base {base}"
+        return ", ".join(f"{metric_name(one)} {self._value(one)}" for one in self.looked_at)
+
+    def _value(self, metric: Metric) -> str:
+        """Such as "1 of 50 against the base's 37"."""
+        if is_share(metric):
+            return f"{self.adapter.right(metric)} of {self.adapter.count} against the base's {self.base.right(metric)}"
+        return f"{self.adapter.values[metric]:.2f} against the base's {self.base.values[metric]:.2f}"
+
+    def _which(self) -> str:
+        """Which metric shows the gain or the loss, where not all do."""
+        if not self._divided():
+            return ""
+        told = [f"{_listed(self.gained)} the gain"] if self.gained else []
+        told += [f"{_listed(self.lost)} the loss"] if self.lost else []
+        rest = [one for one in self.looked_at if one not in self.gained + self.lost]
+        told += [f"{_listed(rest)} no difference"] if rest else []
+        return f"; {', '.join(told)}"
+
+
+def _listed(metrics: Sequence[str]) -> str:
+    """Such as "contains shows" or "exact match and contains show"."""
+    names = " and ".join(map(metric_name, metrics))
+    return f"{names} {'shows' if len(metrics) == 1 else 'show'}"

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ from mlx_lora.files import named_errors
 from mlx_lora.tensorheader import HeaderError, TensorEntry, read_tensor_header
 
 _CODES = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16"}
+_WRITTEN = {**_CODES, mx.uint64: "U64", mx.uint32: "U32", mx.int64: "I64", mx.int32: "I32"}  # optimizers count steps
 _REMEDY = "the file is damaged or no safetensors file: copy or train it again"
 _CHECKSUM = "mlx_lora_sha256"  # in the metadata of files that we wrote
 
@@ -54,24 +55,30 @@ def check_header(content: bytes, path: Path) -> dict[str, TensorEntry]:
 
 
 def encode_tensors(tensors: Mapping[str, mx.array], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file as bytes; equal tensors give equal bytes, whatever their order. float32, float16, bfloat16.
+    """A safetensors file as bytes; equal tensors give equal bytes, whatever their order.
 
     Its metadata gets the SHA-256 of the file without metadata, which read_tensors holds it against.
     """
+    header, *chunks = iter_encoded(tensors)
+    known = {**metadata, _CHECKSUM: hashlib.sha256(b"".join([header, *chunks])).hexdigest()}
+    return b"".join([_encode_header({"__metadata__": dict(sorted(known.items())), **json.loads(header[8:])}), *chunks])
+
+
+def iter_encoded(tensors: Mapping[str, mx.array]) -> Iterator[bytes]:
+    """A safetensors file without metadata, in pieces: the header, then the tensors in the order of their names."""
     header: dict[str, Any] = {}
-    chunks: list[bytes] = []
     position = 0
     for name, tensor in sorted(tensors.items()):
-        chunk = bytes(memoryview(mx.contiguous(tensor)))  # type: ignore[arg-type]  # MLX arrays have the buffer protocol
+        end = position + tensor.nbytes
         header[name] = {
-            "dtype": _CODES[tensor.dtype],
+            "dtype": _WRITTEN[tensor.dtype],
             "shape": list(tensor.shape),
-            "data_offsets": [position, position + len(chunk)],
+            "data_offsets": [position, end],
         }
-        chunks.append(chunk)
-        position += len(chunk)
-    known = {**metadata, _CHECKSUM: hashlib.sha256(b"".join([_encode_header(header), *chunks])).hexdigest()}
-    return b"".join([_encode_header({"__metadata__": dict(sorted(known.items())), **header}), *chunks])
+        position = end
+    yield _encode_header(header)
+    for _, tensor in sorted(tensors.items()):
+        yield bytes(memoryview(mx.contiguous(tensor)))  # type: ignore[arg-type]  # MLX arrays have the buffer protocol
 
 
 def _encode_header(header: Mapping[str, Any]) -> bytes:

@@ -144,5 +144,22 @@ def row_limit(batch_size: int, longest: int) -> int:
     return max(1, min(batch_size, CACHED_TOKENS // longest))
 
 
+def next_rows(
+    waiting: list[int], prompts: Sequence[Sequence[int]], batching: Batching, *, free: int, limit: int
+) -> list[int]:
+    """Take the rows that enter the batch now off the end of `waiting`."""
+    if batching is Batching.SINGLE:
+        free = 1 if free == limit else 0
+    elif batching is Batching.EQUAL_LENGTHS:
+        last = len(prompts[waiting[-1]]) if waiting else 0
+        alike = sum(len(prompts[index]) == last for index in waiting)
+        free = min(free, alike) if free == limit else 0
+    elif free < limit and free < -(-limit // 4):
+        free = 0  # a prefill for a row or two costs as much as for a quarter of the batch
+    taken = waiting[len(waiting) - min(free, len(waiting)) :]
+    del waiting[len(waiting) - len(taken) :]
+    return taken
+
+
 def _is_plain(layer: Any) -> bool:
     return type(layer) is KVCache or (type(layer) is RotatingKVCache and layer.keep == 0)

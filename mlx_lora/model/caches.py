@@ -5,9 +5,11 @@ writes one column; the gap fills what a row is shorter than the longest. Nothing
 is a mask over positions, which keeps the arithmetic plain.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import mlx.core as mx
 
@@ -138,6 +140,14 @@ def keep_rows(caches: Sequence[RowCache], rows: Sequence[int]) -> list[RowCache]
     old = caches[0].layout
     layout = RowLayout(old.prefix, tuple(old.gaps[row] for row in rows), old.mask_axes)
     return [cache.kept(rows, layout) for cache in caches]
+
+
+def copy_rows(caches: Sequence[Any]) -> list[Any]:
+    """Caches of all layers that hold the same and grow on their own; a model's own caches too."""
+    return [
+        cache.kept(range(len(cache.layout.gaps)), cache.layout) if isinstance(cache, RowCache) else copy.deepcopy(cache)
+        for cache in caches
+    ]
 
 
 def join_rows(first: Sequence[RowCache], second: Sequence[RowCache]) -> list[RowCache]:

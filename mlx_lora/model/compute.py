@@ -7,7 +7,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlx_lora.errors import ModelError
-from mlx_lora.model.cpu import use_fast_activations
+from mlx_lora.model.cpu import use_fast_cpu
 
 COMPUTE_TYPES = ("auto", "quantized", "float32", "float16", "bfloat16")
 _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -47,7 +47,7 @@ def apply_compute(model: nn.Module, compute: str) -> str:
     model.set_dtype(dtype)
     mx.eval(model.parameters())
     if on_cpu:
-        use_fast_activations(model)
+        use_fast_cpu(model)
     mx.clear_cache()  # the buffers of the packed weights are of no more use
     if quantized:
         return f"{target}, dequantized from {stored} ({device} device)"

@@ -73,6 +73,24 @@ def load_base(name: str, *, revision: str | None = None, compute: str = "auto") 
     return LoadedModel(model, tokenizer, identity, config, source.path, compute_text, quantization)
 
 
+def reload_layers(base: LoadedModel, compute: str, count: int) -> "list[nn.Module]":
+    """The lowest `count` layers of `base` from its folder once more, as load_base gave them; nothing else is read.
+
+    Raises: ModelError.
+    """
+    import mlx.nn as nn
+
+    from mlx_lora.model.compute import apply_compute
+
+    model, _ = _read_model(base.path)  # lazily: weights that nobody asks for stay on disk
+    holder: Any = nn.Module()
+    holder.layers = list(model.layers[:count])
+    holder.eval()
+    apply_compute(holder, compute)
+    layers: list[nn.Module] = holder.layers
+    return layers
+
+
 def load_tokenizer(name: str, *, revision: str | None = None) -> Tokenizer:
     """Load the tokenizer of model `name`; a Hugging Face model's weights are not fetched for it. Raises: ModelError."""
     source: Source = find_source(name, revision=revision, weights=False)

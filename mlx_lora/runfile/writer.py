@@ -71,7 +71,8 @@ def _render_number(value: float) -> str:
 
 
 def _render_text(text: str) -> str:
-    if _PLAIN.fullmatch(text) and _is_text_here(text) and _is_text_in_yaml_1_1(text):
+    meant = text.lower() != "none"  # the loader refuses it unquoted, as a wish for nothing
+    if meant and _PLAIN.fullmatch(text) and _is_text_here(text) and _is_text_in_yaml_1_1(text):
         return text
     quoted: str = yaml.safe_dump(text, default_style='"', width=float("inf"), allow_unicode=True)
     return quoted.removesuffix("\n")

@@ -1,11 +1,14 @@
 """Checkpoints: all that a resumed run needs to end in bitwise the weights of a run never interrupted.
 
 Rows and dropout of a step follow from the step number and the seed (Schedule, train_steps), so a checkpoint holds the
-trained arrays, the optimizer's state, the step and the validation history. A checksum finds torn or flipped files.
+trained arrays, the optimizer's state, the step, the validation history and the best adapter so far. A checksum finds
+torn or flipped files.
 """
 
+import hashlib
 import json
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,16 +16,19 @@ from typing import Any
 import mlx.core as mx
 
 from mlx_lora.errors import MlxLoraError, TrainingError
-from mlx_lora.files import named_errors, sha256_file, whole_folder, write_json
+from mlx_lora.files import named_errors, remove_folder, sha256_file, whole_folder, write_whole
+from mlx_lora.lora.tensor_file import iter_encoded
 
-_FORMAT = 1
+_FORMAT = 2
+_BEST = "best"  # the folder of the best adapter's files inside a checkpoint
 
 
 @dataclass
 class Progress:
     """What a run remembers besides its arrays.
 
-    fingerprint: name → value of what must not change between stop and resume (base, data, settings).
+    fingerprint: what must not change between stop and resume (training/fingerprint.py). There is no clock in here: the
+    checkpoints of equal runs are equal to the byte.
     """
 
     step: int = 0
@@ -33,57 +39,98 @@ class Progress:
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose checksums agree; `damaged` are newer ones, with what is wrong with each."""
+
+    path: Path
+    progress: Progress
+    damaged: tuple[tuple[Path, str], ...] = ()
+
+    def read_arrays(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        """The trained arrays and the optimizer's state."""
+        parameters = _read(self.path / "parameters.safetensors")
+        optimizer_state = _nested(_read(self.path / "optimizer.safetensors"))
+        mx.eval(parameters, optimizer_state)  # read now: the file may be removed by the next save
+        return parameters, optimizer_state
+
+    def restore_best(self, folder: Path) -> list[str]:
+        """Put the best adapter of this point into `folder` where it is missing or another; return the files' names."""
+        restored = []
+        for file in sorted((self.path / _BEST).glob("*")):
+            target = folder / file.name
+            if not target.is_file() or sha256_file(target) != sha256_file(file):
+                write_whole(target, file.read_bytes())
+                restored.append(file.name)
+        return restored
+
+
 def save_checkpoint(
-    folder: Path, progress: Progress, parameters: dict[str, mx.array], optimizer_state: dict[str, Any], keep: int = 2
-) -> Path:
-    """Write `folder/<step>/` whole and remove all but the newest `keep`; return its path."""
+    folder: Path, progress: Progress, parameters: dict[str, mx.array], optimizer_state: dict[str, Any], *,
+    keep: int, best: Sequence[Path] = (),
+) -> Path:  # fmt: skip
+    """Write `folder/<step>/` whole, remove all but the newest `keep`; return its path.
+
+    `best`: the files of the best adapter so far, kept with it. Raises: MlxLoraError, with the older ones as they were.
+    """
     final = folder / f"{progress.step:08d}"
     with whole_folder(final, overwrite=True) as temporary, named_errors(final):
-        mx.save_safetensors(str(temporary / "parameters.safetensors"), parameters)
-        mx.save_safetensors(str(temporary / "optimizer.safetensors"), _flat(optimizer_state))
-        checksums = {path.name: sha256_file(path) for path in sorted(temporary.iterdir())}
-        write_json(temporary / "state.json", {"format": _FORMAT, "sha256": checksums, **asdict(progress)})
+        _write(temporary / "parameters.safetensors", parameters)
+        _write(temporary / "optimizer.safetensors", _flat(optimizer_state))
+        for file in best:
+            (temporary / _BEST).mkdir(exist_ok=True)
+            shutil.copyfile(file, temporary / _BEST / file.name)
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        checksums = {str(path.relative_to(temporary)): sha256_file(path) for path in files}
+        state = {"format": _FORMAT, "files": checksums, "progress": asdict(progress)}
+        text = json.dumps({"sha256": _digest(state), **state}, indent=2, allow_nan=False)
+        (temporary / "state.json").write_text(text, encoding="utf-8")
     for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return final
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
-    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+    return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
 
 
-def load_newest_checkpoint(folder: Path) -> tuple[Progress, dict[str, mx.array], dict[str, Any], list[str]]:
-    """The newest whole checkpoint: progress, trained arrays, optimizer state, a line for each broken one.
-
-    Raises: TrainingError when there is none.
-    """
-    passed_over = []
+def find_checkpoint(folder: Path) -> Checkpoint:
+    """The newest whole checkpoint; its arrays are not read yet. Raises: TrainingError when there is none."""
+    damaged: list[tuple[Path, str]] = []
     for path in reversed(list_checkpoints(folder)):
         try:
-            progress, parameters, state = _load(path)
-        except (MlxLoraError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            passed_over.append(f"{path} is damaged ({error}); using the one before")
-            continue
-        return progress, parameters, state, passed_over
+            return Checkpoint(path, _check(path), tuple(damaged))
+        except (MlxLoraError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            damaged.append((path, str(error)))
     raise TrainingError(
-        "\n".join([*passed_over, f"{folder}: no whole checkpoint to resume from"]),
-        "train without --resume to begin again",
+        "\n".join([*(f"{path}: {why}" for path, why in damaged), f"{folder}: no whole checkpoint to resume from"]),
+        "begin again: train without --resume, with --overwrite where the folder holds a run",
     )
 
 
-def _load(path: Path) -> tuple[Progress, dict[str, mx.array], dict[str, Any]]:
-    state = json.loads((path / "state.json").read_text())
-    checksums = state.pop("sha256")
-    if state.pop("format") != _FORMAT:
-        raise ValueError("written by another version of mlx-lora")
-    for name, checksum in checksums.items():
+def _check(path: Path) -> Progress:
+    """The progress of a checkpoint whose files are what was written."""
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    if state.pop("sha256") != _digest(state):
+        raise ValueError("state.json: checksum differs")
+    if state["format"] != _FORMAT:
+        raise ValueError(f"format {state['format']}; this version of mlx-lora reads {_FORMAT}")
+    for name, checksum in state["files"].items():
         if sha256_file(path / name) != checksum:
             raise ValueError(f"{name}: checksum differs")
-    parameters = _read(path / "parameters.safetensors")
-    optimizer_state = _nested(_read(path / "optimizer.safetensors"))
-    mx.eval(parameters, optimizer_state)  # read now: the file may be removed by the next save
-    return Progress(**state), parameters, optimizer_state
+    return Progress(**state["progress"])
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, arrays: Mapping[str, mx.array]) -> None:
+    # Not mx.save_safetensors: of a full disk it says nothing that names the disk. Piece by piece: no second copy.
+    with path.open("wb") as file:
+        for piece in iter_encoded(arrays):
+            file.write(piece)
 
 
 def _read(path: Path) -> dict[str, mx.array]:

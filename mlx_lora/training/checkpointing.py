@@ -1,7 +1,7 @@
 """Gradient checkpointing: a layer's activations are computed again in the backward pass instead of being kept.
 
-Source: Chen et al., arXiv 1604.06174. Keys and values that a layer records or reads are explicit inputs and outputs of
-the recomputed function: what a closure hides from `mx.checkpoint` would lose its gradient without a word.
+Source: Chen et al., arXiv 1604.06174. All that has a gradient is an explicit input of the recomputed function: what a
+closure hides from `mx.checkpoint` would lose its gradient without a word. A cache and a mask have none.
 """
 
 from functools import lru_cache
@@ -11,7 +11,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_lora.training.prefix import PrefixedCache, RecordingCache
 from mlx_lora.training.trunk import Trunk
 
 
@@ -27,21 +26,17 @@ def _checkpointed(plain: type[nn.Module]) -> type[nn.Module]:
     """A subclass of the layer class `plain` whose call is recomputed in the backward pass."""
 
     def call(self: nn.Module, inputs: mx.array, mask: Any = None, cache: Any = None) -> Any:
+        if not self.training:  # validating or generating: there is no backward pass
+            return plain.__call__(self, inputs, mask, cache)
         trained = dict(tree_flatten(self.trainable_parameters()))
-        masks = [mask] if isinstance(mask, mx.array) else []
-        prefix = cache.arrays() if isinstance(cache, PrefixedCache) else []
 
         @mx.checkpoint
-        def run(trained: dict[str, mx.array], inputs: mx.array, masks: list[mx.array], prefix: list[mx.array]) -> Any:
+        def run(trained: dict[str, mx.array], inputs: mx.array) -> Any:
             self.update(tree_unflatten(list(trained.items())))
-            inner = PrefixedCache(prefix[0], prefix[1], cache.offset) if prefix else cache
-            outputs = plain.__call__(self, inputs, masks[0] if masks else mask, inner)
-            return outputs, [cache.keys, cache.values] if isinstance(cache, RecordingCache) else []
+            return plain.__call__(self, inputs, mask, cache)
 
-        outputs, recorded = run(trained, inputs, masks, prefix)
+        outputs = run(trained, inputs)
         self.update(tree_unflatten(list(trained.items())))
-        if recorded:
-            cache.keys, cache.values = recorded
         return outputs
 
     return type(f"Checkpointed{plain.__name__}", (plain,), {"__call__": call})

@@ -3,24 +3,23 @@
 Each part lives in its own file and is switched on by itself; `Engine.nats` is the one place where they meet.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_lora.dataset.batches import Batch
+from mlx_lora.dataset.batches import Batch, padded_length
 from mlx_lora.training.frozen import FrozenStore, PassThrough
 from mlx_lora.training.head import select, supervised_nats
-from mlx_lora.training.loss import summed_nats
-from mlx_lora.training.prefix import PrefixedCache, RecordingCache
+from mlx_lora.training.loss import summed_divergence, summed_nats
+from mlx_lora.training.prefix import columns, prefix_caches, with_pieces
 from mlx_lora.training.trunk import Trunk
 
 Arrays = dict[str, mx.array]
-PREFIX_MULTIPLE = 4  # few distinct lengths mean few distinct shapes
-POSITION_MULTIPLE = 16
+POSITION_MULTIPLE = 8
+_EXPECTED = ("expected_tokens", "expected_shares", "expected_weights")
 
 
 @dataclass
@@ -39,49 +38,91 @@ class Engine:
 
     def arrays(self, batch: Batch, store: FrozenStore | None = None) -> Arrays:
         """What `nats` takes for `batch` (of `store`'s data set); which keys there are says which parts run."""
-        prefix = self._prefix_length(batch, store)
-        inputs, targets, weights = (part[:, prefix:] for part in (batch.inputs, batch.targets, batch.weights))
-        arrays = {"inputs": inputs}
-        if prefix:
-            arrays["prefix"] = batch.inputs[:1, :prefix]
-        if self.supervised_positions:
-            positions = np.flatnonzero(weights)
-            spare = -len(positions) % POSITION_MULTIPLE  # weight 0: no effect, fewer shapes
-            padded = np.pad(positions, (0, spare))
-            arrays |= {"positions": padded.astype(np.int32), "targets": targets.reshape(-1)[padded]}
-            arrays["weights"] = np.pad(weights.reshape(-1)[positions], (0, spare))
-        else:
+        prefix, width = self._cut(batch, store)
+        arrays = with_pieces(batch.inputs, prefix, width)
+        pieces = len(arrays.get("pieces", ()))
+        targets, weights = (
+            np.pad(columns(part, prefix, width), ((pieces, 0), (0, 0))) for part in (batch.targets, batch.weights)
+        )
+        if batch.expected is not None and batch.expected_places is not None:
+            rows, places = np.divmod(batch.expected_places, batch.inputs.shape[1])
+            rows, places = rows + pieces, places - prefix
+            weights[rows, places] = 0.0  # trained towards probabilities, not towards a token
+            expected = {"tokens": batch.expected.tokens, "shares": batch.expected.shares}
+            chosen = _chosen(
+                rows * width + places, weights.size, expected | {"weights": np.ones(len(rows), np.float32)}
+            )
+            arrays |= {f"expected_{name}": array for name, array in chosen.items()}
+        if not self.supervised_positions:
             arrays |= {"targets": targets, "weights": weights}
+        elif weights.any():
+            positions, of = np.flatnonzero(weights), {"targets": targets, "weights": weights}
+            arrays |= _chosen(positions, weights.size, {name: flat.reshape(-1)[positions] for name, flat in of.items()})
         ready = {name: mx.array(array) for name, array in arrays.items()}
-        return ready if store is None else ready | store.arrays(batch, prefix)
+        return ready if store is None else ready | {"boundary": store.array(batch, prefix, width)}
 
     def nats(self, arrays: Mapping[str, mx.array]) -> mx.array:
         """Summed, weighted token losses of a batch in nats (scalar, float32)."""
-        if self.trunk is None:
-            return summed_nats(self.model(arrays["inputs"]), arrays["targets"], arrays["weights"])
-        cache = self._prefix_cache(arrays) if "prefix" in arrays else None
+        expected = [arrays[name] for name in _EXPECTED if name in arrays]
+        if self.trunk is None or not self.supervised_positions:
+            logits = self.model(arrays["inputs"]) if self.trunk is None else self.trunk.logits(self._states(arrays))
+            nats = summed_nats(logits, arrays["targets"], arrays["weights"])
+            if expected:
+                nats = nats + summed_divergence(_select(logits, arrays, "expected_")[0], *expected)
+            return nats
+        states, nats = self._states(arrays), mx.array(0.0)
+        if "positions" in arrays:
+            chosen, of = _select(states, arrays), [arrays["targets"], arrays["weights"]]
+            nats = supervised_nats(self.trunk.logits, chosen, summed_nats, of, self.vocabulary)
+        if expected:
+            chosen = _select(states, arrays, "expected_")
+            nats = nats + supervised_nats(self.trunk.logits, chosen, summed_divergence, expected, self.vocabulary)
+        return nats
+
+    def _states(self, arrays: Mapping[str, mx.array]) -> mx.array:
+        """The trunk's states of the prefix's pieces and the rows: (C + B, T, D)."""
+        assert self.trunk is not None
         if self.boundary is not None:
             self.boundary.give(arrays["boundary"])
-        states = self.trunk.states(arrays["inputs"], cache)
-        if not self.supervised_positions:
-            return summed_nats(self.trunk.logits(states), arrays["targets"], arrays["weights"])
-        chosen = select(states, arrays["positions"])
-        return supervised_nats(self.trunk.logits, chosen, arrays["targets"], arrays["weights"], self.vocabulary)
+        return self.trunk.states(arrays["inputs"], prefix_caches(self.trunk, arrays))
 
-    def _prefix_cache(self, arrays: Mapping[str, mx.array]) -> Sequence[Any]:
-        assert self.trunk is not None
-        recorded = [RecordingCache() for _ in self.trunk.layers]
-        if self.boundary is not None:
-            self.boundary.give(arrays["prefix_boundary"])
-        self.trunk.states(arrays["prefix"], recorded)  # what nobody asks for is never computed: MLX is lazy
-        length = arrays["prefix"].shape[1]
-        return [PrefixedCache(layer.keys, layer.values, length) for layer in recorded]
-
-    def _prefix_length(self, batch: Batch, store: FrozenStore | None) -> int:
+    def _cut(self, batch: Batch, store: FrozenStore | None) -> tuple[int, int]:
         stored = 0 if store is None else store.prefix_length  # these are not in the rows' own states
-        if not self.shared_prefix or len(batch.rows) < 2:
-            return stored
-        return max(stored, shared_prefix_length(batch) // PREFIX_MULTIPLE * PREFIX_MULTIPLE)
+        if self.shared_prefix or stored:
+            return prefix_cut(batch, stored)
+        return 0, batch.inputs.shape[1]
+
+
+def prefix_cut(batch: Batch, least: int = 0) -> tuple[int, int]:
+    """The length P of the prefix to share, at least `least`, and the width T of the rows after it.
+
+    Of all lengths up to the shared one it takes that with the fewest positions (C + B) · T, where C pieces of width T
+    hold the prefix.
+    """
+    longest, rows = int(batch.lengths.max()), len(batch.rows)
+    most = shared_prefix_length(batch) if rows > 1 else 0
+    lengths = range(least, max(least, most) + 1)
+    widths = [padded_length(longest - length) for length in lengths]
+    positions = [(rows - (-length // width)) * width for length, width in zip(lengths, widths, strict=True)]
+    best = len(positions) - 1 - int(np.argmin(positions[::-1]))  # the longest of equals
+    return lengths[best], widths[best]
+
+
+def _chosen(positions: np.ndarray, size: int, lines: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Flat `positions` (K,) of `size`, their `lines` (K, …), and `slots` as head.select wants them.
+
+    Zeros fill them up to the next POSITION_MULTIPLE: weight 0, no effect, fewer shapes.
+    """
+    spare = -len(positions) % POSITION_MULTIPLE
+    slots = np.full(size, len(positions) + spare, np.int32)
+    slots[positions] = np.arange(len(positions))
+    arrays = {"positions": positions.astype(np.int32), **lines}
+    padded = {name: np.pad(array, [(0, spare)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
+    return padded | {"slots": slots}
+
+
+def _select(states: mx.array, arrays: Mapping[str, mx.array], kind: str = "") -> mx.array:
+    return select(states, arrays[f"{kind}positions"], arrays[f"{kind}slots"])
 
 
 def shared_prefix_length(batch: Batch) -> int:

@@ -6,8 +6,8 @@ Knows nothing of losses or optimizers.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ import numpy as np
 
 from mlx_lora.dataset.batches import Batch, collate
 from mlx_lora.dataset.examples import Example
-from mlx_lora.training.prefix import PrefixedCache, RecordingCache
+from mlx_lora.errors import TrainingError
+from mlx_lora.training.prefix import prefix_caches, with_pieces
+from mlx_lora.training.storefolder import OpenStore, StoreWriter, new_store, open_store
 from mlx_lora.training.trunk import Trunk
 
 ROWS_AT_ONCE = 16
+POSITIONS_AT_ONCE = 2048  # more rows where they are short
 
 
 class PassThrough(nn.Module):
@@ -80,45 +83,58 @@ def remove_frozen_layers(trunk: Trunk, boundary: int) -> PassThrough:
     return stand_ins[-1]
 
 
+def count_stand_ins(trunk: Trunk) -> int:
+    """How many of the lower layers are stand-ins: `boundary`, or 0 where all layers are there."""
+    return sum(isinstance(layer, PassThrough) for layer in trunk.layers)
+
+
 class FrozenStore:
     """What enters the layer at `boundary` for every row of a data set: a memory-mapped (tokens, D) array on disk.
 
     The first `prefix_length` entries belong to the prompt prefix that all rows share; then row after row.
     """
 
-    def __init__(self, examples: Sequence[Example], prefix_length: int, states: np.ndarray, dtype: mx.Dtype) -> None:
+    def __init__(
+        self, examples: Sequence[Example], prefix_length: int, stored: OpenStore | StoreWriter, dtype: mx.Dtype
+    ) -> None:
         lengths = [len(example.tokens) - 1 - prefix_length for example in examples]
         self.prefix_length = prefix_length
+        self.was_damaged = False  # the file that was there had to be made again
         self._starts = np.concatenate([[0], np.cumsum(lengths)]) + prefix_length
-        self._states, self._dtype = states, dtype
+        self._stored, self._dtype = stored, dtype
 
-    def arrays(self, batch: Batch, prefix: int) -> dict[str, mx.array]:
-        """What is stored for `batch`: `boundary` (B, T − P, D) and, with a prefix of P, `prefix_boundary` (1, P, D)."""
-        width, own = batch.inputs.shape[1] - prefix, prefix - self.prefix_length
-        boundary = np.zeros((len(batch.rows), width, self._states.shape[1]), self._states.dtype)
-        for index, row in enumerate(batch.rows):
-            stored = self._states[self._starts[row] + own : self._starts[row + 1]]
-            boundary[index, : len(stored)] = stored
-        arrays = {"boundary": self._to_mlx(boundary)}
-        if prefix:
-            first = self._starts[batch.rows[0]]  # what the batch shares beyond the data set's prefix is in each row
-            shared = np.concatenate([self._states[: self.prefix_length], self._states[first : first + own]])
-            arrays["prefix_boundary"] = self._to_mlx(shared[None])
-        return arrays
+    def array(self, batch: Batch, prefix: int, width: int) -> mx.array:
+        """What is stored for the pieces of a prefix of P tokens and for `batch` after it: (C + B, width, D).
+
+        P must be the store's own prefix length or more.
+        """
+        assert isinstance(self._stored, OpenStore)
+        kept = self._stored.states
+        first, own = self._starts[batch.rows[0]], prefix - self.prefix_length
+        # What the batch shares beyond the data set's prefix is in each row: take it from the first.
+        shared = [kept[: self.prefix_length], kept[first : first + own]]
+        pieces = -(-prefix // width)
+        states = np.zeros((pieces + len(batch.rows), width, kept.shape[1]), kept.dtype)
+        states[:pieces].reshape(-1, states.shape[2])[:prefix] = np.concatenate(shared)
+        for index, row in enumerate(batch.rows, start=pieces):
+            stored = kept[self._starts[row] + own : self._starts[row + 1]]
+            states[index, : len(stored)] = stored
+        array = mx.array(states)
+        return array.view(mx.bfloat16) if self._dtype == mx.bfloat16 else array
 
     def write_prefix(self, states: np.ndarray) -> None:
         """Keep the shared prefix's states (P, D)."""
-        self._states[: self.prefix_length] = states
+        self._write(0, states)
 
     def write(self, batch: Batch, states: np.ndarray) -> None:
         """Keep the states (B, T, D) of a batch's rows after the prefix, without their padding."""
         for index, row in enumerate(batch.rows):
-            first, last = self._starts[row], self._starts[row + 1]
-            self._states[first:last] = states[index, : last - first]
+            first, last = int(self._starts[row]), int(self._starts[row + 1])
+            self._write(first, states[index, : last - first])
 
-    def _to_mlx(self, stored: np.ndarray) -> mx.array:
-        array = mx.array(np.ascontiguousarray(stored))
-        return array.view(mx.bfloat16) if self._dtype == mx.bfloat16 else array
+    def _write(self, first: int, states: np.ndarray) -> None:
+        assert isinstance(self._stored, StoreWriter)
+        self._stored.write(first, states)
 
 
 def data_set_prefix(examples: Sequence[Example]) -> int:
@@ -145,7 +161,9 @@ def state_kind(trunk: Trunk, boundary: int) -> tuple[int, mx.Dtype]:
 
 def store_key(examples: Sequence[Example], boundary: int, prefix_length: int, dtype: mx.Dtype, base: str) -> str:
     """Name of a data set's stored outputs: the same base, rows, boundary and dtype give the same name."""
-    digest = hashlib.sha256(f"{base} {boundary} {prefix_length} {dtype} 1".encode())
+    # Another version or device gives other roundings, and a run ends in the same bits with a store and without.
+    made_by = f"{metadata.version('mlx')} {mx.default_device()}"
+    digest = hashlib.sha256(f"{base} {boundary} {prefix_length} {dtype} {made_by} 2".encode())
     for example in examples:
         digest.update(np.int64(len(example.tokens)).tobytes() + np.ascontiguousarray(example.tokens).tobytes())
     return digest.hexdigest()
@@ -164,44 +182,44 @@ def build_store(
 
     Rows run through the layers below `boundary` in large batches of like lengths, the shared prefix once.
     """
-    capture = _Capture(plain_attributes(trunk.layers[boundary]))
     width, dtype = state_kind(trunk, boundary)
-    tokens = store_bytes(examples, prefix_length, 1, mx.uint8)
+    shape = (store_bytes(examples, prefix_length, 1, mx.uint8), width)
     kind = np.dtype(np.uint16) if dtype == mx.bfloat16 else np.dtype(str(dtype).removeprefix("mlx.core."))
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
-        states = np.lib.format.open_memmap(temporary, "w+", kind, (tokens, width))
-        store = FrozenStore(examples, prefix_length, states, dtype)
-        try:
-            yield from _fill(trunk, boundary, capture, examples, store)
-            states.flush()
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    yield FrozenStore(examples, prefix_length, np.load(path, mmap_mode="r"), dtype)
+    there, stored = path.exists(), open_store(path, kind, shape)
+    made = stored is None
+    if stored is None:
+        capture = _Capture(plain_attributes(trunk.layers[boundary]))
+        with new_store(path, kind, shape) as writer:
+            yield from _fill(trunk, boundary, capture, examples, FrozenStore(examples, prefix_length, writer, dtype))
+        stored = open_store(path, kind, shape)
+        if stored is None:
+            raise TrainingError(f"{path}: reads otherwise than it was written", "the disk may be failing: check it")
+    store = FrozenStore(examples, prefix_length, stored, dtype)
+    store.was_damaged = made and there
+    yield store
 
 
 def _fill(
     trunk: Trunk, boundary: int, capture: _Capture, examples: Sequence[Example], store: FrozenStore
 ) -> Iterator[int]:
     with trunk.replaced(lambda index, layer: _role(index, boundary, layer, capture)):
-        cache, prefix = None, store.prefix_length
-        if prefix:
-            recorded = [RecordingCache() for _ in trunk.layers]
-            trunk.states(mx.array(examples[0].tokens[None, :prefix]), recorded)
-            states = capture.take()
-            cache = [PrefixedCache(layer.keys, layer.values, prefix) for layer in recorded]
-            mx.eval(
-                states, [layer.keys for layer in recorded[:boundary]], [layer.values for layer in recorded[:boundary]]
-            )
-            store.write_prefix(_to_numpy(states[0]))
+        prefix = store.prefix_length
         order = sorted(range(len(examples)), key=lambda row: len(examples[row].tokens))
-        for start in range(0, len(order), ROWS_AT_ONCE):
-            batch = collate(examples, order[start : start + ROWS_AT_ONCE])
-            trunk.states(mx.array(batch.inputs[:, prefix:]), cache)
-            store.write(batch, _to_numpy(capture.take()))
-            yield min(start + ROWS_AT_ONCE, len(order))
+        done = 0
+        while done < len(order):
+            longest = len(examples[order[min(done + ROWS_AT_ONCE, len(order)) - 1]].tokens)
+            count = max(ROWS_AT_ONCE, POSITIONS_AT_ONCE // (longest - prefix))
+            batch = collate(examples, order[done : done + count])
+            width = batch.inputs.shape[1] - prefix
+            arrays = {name: mx.array(array) for name, array in with_pieces(batch.inputs, prefix, width).items()}
+            trunk.states(arrays["inputs"], prefix_caches(trunk, arrays))
+            states = _to_numpy(capture.take())
+            pieces = len(states) - len(batch.rows)
+            if pieces:
+                store.write_prefix(states[:pieces].reshape(-1, states.shape[2])[:prefix])
+            store.write(batch, states[pieces:])
+            done += len(batch.rows)
+            yield done
 
 
 def _role(index: int, boundary: int, layer: Any, capture: _Capture) -> Any:

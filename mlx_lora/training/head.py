@@ -4,12 +4,11 @@ Long answers go through in chunks, so that no (positions, V) array over the budg
 taken as soon as its logits are there (the idea of fused cross-entropy, as in Apple's arXiv 2411.09009, for any head).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import mlx.core as mx
 
-from mlx_lora.training.loss import summed_nats
 from mlx_lora.training.trunk import Trunk
 
 CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time
@@ -17,24 +16,40 @@ CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time
 Head = Callable[[mx.array], mx.array]  # states (1, K, D) → logits (1, K, V)
 
 
-def select(states: mx.array, positions: mx.array) -> mx.array:
-    """Rows of `states` (B, T, D) at the flat `positions` (K,), as (1, K, D)."""
-    return states.reshape(-1, states.shape[-1])[positions][None]
+def select(states: mx.array, positions: mx.array, slots: mx.array) -> mx.array:
+    """Rows of `states` (B, T, D) at the flat `positions` (K,), as (1, K, D).
+
+    slots: (B · T,), the place of each position among the K, or K where it is not chosen. The backward pass gathers by
+    it what it would otherwise scatter.
+    """
+
+    @mx.custom_function
+    def chosen(states: mx.array) -> mx.array:
+        return states.reshape(-1, states.shape[-1])[positions][None]
+
+    @chosen.vjp
+    def chosen_vjp(primal: Any, cotangent: Any, _: Any) -> Any:
+        nothing = mx.zeros((1, cotangent.shape[-1]), cotangent.dtype)
+        return mx.concatenate([cotangent[0], nothing])[slots].reshape(primal.shape)
+
+    rows: mx.array = chosen(states)  # type: ignore[assignment]  # mx.custom_function says object
+    return rows
 
 
-def supervised_nats(head: Head, states: mx.array, targets: mx.array, weights: mx.array, vocabulary: int) -> mx.array:
-    """Weighted sum of the token losses, in nats; holds at most CHUNK_BYTES of logits at a time.
+def supervised_nats(
+    head: Head, states: mx.array, loss: Callable[..., mx.array], of: Sequence[mx.array], vocabulary: int
+) -> mx.array:
+    """`loss(logits, *of)` in nats, where logits (K, V) are the head's on `states`; holds at most CHUNK_BYTES of them.
 
-    states: (1, K, D); targets: (K,) int32; weights: (K,) float32. The head's own weights must be frozen.
+    states: (1, K, D); of: arrays (K, …), as summed_nats takes after its logits. The head's own weights must be frozen.
     """
     chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
-    count = targets.shape[0]
+    count = states.shape[1]
     if count <= chunk:
-        return summed_nats(head(states)[0], targets, weights)
+        return loss(head(states)[0], *of)
 
     def one(piece: mx.array, start: int) -> mx.array:
-        part = slice(start, start + chunk)
-        return summed_nats(head(piece)[0], targets[part], weights[part])
+        return loss(head(piece)[0], *(array[start : start + chunk] for array in of))
 
     # A chunk's gradient is taken in the forward pass, chunk after chunk, and only scaled in the backward.
     @mx.custom_function
@@ -62,3 +77,15 @@ def head_size(trunk: Trunk) -> int:
     """V, the number of logits a position has; asked of the head's shape, without computing it."""
     width = trunk.states(mx.zeros((1, 1), mx.int32)).shape[-1]
     return int(trunk.logits(mx.zeros((1, 1, width))).shape[-1])
+
+
+def row_lengths(trunk: Trunk, probes: int = 32) -> mx.array:
+    """Length of every token's row of the output layer (V,), as a share of the median's, to about a tenth.
+
+    Measured through the head itself, with random states: no name or format of a weight is known here.
+    """
+    probe = trunk.states(mx.zeros((1, 1), mx.int32))  # asked for its width and dtype, never computed
+    states = mx.random.normal((1, probes, probe.shape[-1]), key=mx.random.key(0)).astype(probe.dtype)
+    logits = trunk.logits(states)[0].astype(mx.float32)
+    lengths = mx.sqrt(mx.square(logits).mean(axis=0))
+    return lengths / mx.maximum(mx.sort(lengths)[lengths.shape[0] // 2], 1e-12)

@@ -12,7 +12,7 @@ import mlx.optimizers as optimizers
 import numpy as np
 
 from mlx_lora.config import OptimizerSettings, TrainSettings
-from mlx_lora.dataset.batches import Batch, collate, plan_epoch, plan_validation
+from mlx_lora.dataset.batches import Batch, collate, plan_epoch, plan_replay, plan_validation
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.distributed import Group
@@ -44,29 +44,51 @@ class StepReport:
 class Schedule:
     """Which rows go into which step: everything a resumed run has to find again from the step number alone."""
 
-    lengths: tuple[int, ...]
+    lengths: tuple[int, ...]  # of the taught rows
     batch_size: int
     accumulation: int
     seed: int
     steps_per_epoch: int
     total_steps: int
+    groups: tuple[int, ...] | None = None  # of each taught row: batches are made within one
+    replay_pool: int = 0  # replay rows, which follow the taught ones in the data set
+    replay_rows: int = 0  # of them in an epoch
 
     def micro_batches(self, step: int) -> list[tuple[int, ...]]:
-        """Rows of each micro-batch of `step` (1 … total_steps)."""
+        """Rows of each micro-batch of `step` (1 … total_steps); replay rows are in micro-batches of their own.
+
+        Every step has its share of them: it holds the model back while the taught rows pull.
+        """
         epoch, position = divmod(step - 1, self.steps_per_epoch)
-        batches = _epoch_batches(self.lengths, self.batch_size, self.seed, epoch)
-        return batches[position * self.accumulation : (position + 1) * self.accumulation]
+        batches = _epoch_batches(self.lengths, self.groups, self.batch_size, self.seed, epoch)
+        first, stop = ((number * self.replay_rows) // self.steps_per_epoch for number in (step - 1, step))
+        replay = [len(self.lengths) + row for row in plan_replay(first, stop - first, self.replay_pool, seed=self.seed)]
+        return batches[position * self.accumulation : (position + 1) * self.accumulation] + [
+            tuple(replay[start : start + self.batch_size]) for start in range(0, len(replay), self.batch_size)
+        ]
+
+    def first_batches(self, most: int = 50) -> list[tuple[int, ...]]:
+        """The first micro-batches of the first epoch: what reports are counted on."""
+        steps = range(1, min(self.steps_per_epoch, most) + 1)
+        return [batch for step in steps for batch in self.micro_batches(step)][:most]
 
 
 @lru_cache(maxsize=1)  # asked once a step, made once an epoch
-def _epoch_batches(lengths: tuple[int, ...], batch_size: int, seed: int, epoch: int) -> list[tuple[int, ...]]:
-    return plan_epoch(lengths, batch_size, seed=seed, epoch=epoch)
+def _epoch_batches(
+    lengths: tuple[int, ...], groups: tuple[int, ...] | None, batch_size: int, seed: int, epoch: int
+) -> list[tuple[int, ...]]:
+    return plan_epoch(lengths, batch_size, seed=seed, epoch=epoch, groups=groups)
 
 
-def build_schedule(lengths: Sequence[int], settings: TrainSettings, ranks: int = 1) -> Schedule:
+def build_schedule(
+    lengths: Sequence[int], settings: TrainSettings, ranks: int = 1, *, groups: tuple[int, ...] | None = None,
+    replay_pool: int = 0, replay_rows: int = 0,
+) -> Schedule:  # fmt: skip
     """The run's schedule; the last, smaller batch of an epoch and its last, smaller group of micro-batches are used.
 
-    Each of the `ranks` takes `batch_size` rows, so a micro-batch has `batch_size` × `ranks`.
+    lengths, groups: of the taught rows. Each of the `ranks` takes `batch_size` rows, so a micro-batch has
+    `batch_size` × `ranks`. Of the `replay_pool` rows that follow, each epoch takes the next `replay_rows`, spread over
+    its steps.
     """
     batch_size = settings.batch_size * ranks
     batches = math.ceil(len(lengths) / batch_size)
@@ -79,6 +101,9 @@ def build_schedule(lengths: Sequence[int], settings: TrainSettings, ranks: int =
         settings.seed,
         steps_per_epoch,
         total,
+        groups,
+        replay_pool,
+        replay_rows if replay_pool else 0,
     )
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_lora.config import ENGINE_PARTS, LoraSettings, TrainSettings
-from mlx_lora.dataset.batches import Batch, collate, plan_epoch
+from mlx_lora.dataset.batches import Batch, collate
 from mlx_lora.dataset.examples import Example
 from mlx_lora.training.checkpointing import checkpoint_layers
-from mlx_lora.training.engine import Engine, shared_prefix_length
+from mlx_lora.training.engine import Engine, prefix_cut
 from mlx_lora.training.head import head_size
+from mlx_lora.training.prefix import learn_head_axes
 from mlx_lora.training.trunk import Trunk, find_trunk
 
 CHECK_ROWS = 2
@@ -31,11 +32,15 @@ class PartReport:
 
 
 def build_engine(
-    model: nn.Module, examples: Sequence[Example], settings: TrainSettings, lora: LoraSettings
+    model: nn.Module,
+    examples: Sequence[Example],
+    batches: Sequence[Sequence[int]],
+    settings: TrainSettings,
+    lora: LoraSettings,
 ) -> tuple[Engine, list[PartReport]]:
     """The engine for this run and a report on each part; frozen layers are decided where the store is built.
 
-    `model` has its adapters already.
+    `model` has its adapters already; `batches` are rows that go together, which the reports are counted on.
     """
     trunk = find_trunk(model)
     if trunk is not None and settings.gradient_checkpointing:
@@ -47,23 +52,17 @@ def build_engine(
         why = "this family's trunk and head are not where mlx-lm's models have them: plain forward"
         return Engine(model), [PartReport(name, False, why) for name in asked if name != "compiled_step"]
     engine = Engine(model, trunk, vocabulary=head_size(trunk))
-    sample = [collate(examples, rows) for rows in sample_batches(examples, settings)]
+    sample = [collate(examples, rows) for rows in batches]
     reports = []
     if "supervised_positions" in asked:
         engine.supervised_positions = True
         reports.append(_supervised_line(sample))
     if "shared_prefix" in asked:
-        refusal = prefix_refusal(trunk, lora, examples)
+        refusal = prefix_refusal(trunk, lora)
         report = PartReport("shared_prefix", False, refusal) if refusal else _prefix_line(sample)
         engine.shared_prefix = report.active
         reports.append(report)
     return engine, reports
-
-
-def sample_batches(examples: Sequence[Example], settings: TrainSettings, most: int = 50) -> list[tuple[int, ...]]:
-    """The first batches of the first epoch: what the reports are counted on."""
-    lengths = [len(example.tokens) - 1 for example in examples]
-    return plan_epoch(lengths, settings.batch_size, seed=settings.seed, epoch=0)[:most]
 
 
 def _supervised_line(sample: Sequence[Batch]) -> PartReport:
@@ -74,32 +73,27 @@ def _supervised_line(sample: Sequence[Batch]) -> PartReport:
 
 
 def _prefix_line(sample: Sequence[Batch]) -> PartReport:
-    shared = [max(0, shared_prefix_length(batch)) if len(batch.rows) > 1 else 0 for batch in sample]
-    if not any(shared):
-        return PartReport("shared_prefix", False, "the rows of a batch share no untrained prefix")
+    cuts = [prefix_cut(batch) for batch in sample]
+    shared = sorted({prefix for prefix, _ in cuts})
+    if shared == [0]:
+        return PartReport("shared_prefix", False, "the rows of a batch share no untrained prefix that is worth it")
     whole = sum(batch.inputs.size for batch in sample)
-    less = sum((len(batch.rows) - 1) * length for batch, length in zip(sample, shared, strict=True))
-    tokens = f"{min(shared)}" if min(shared) == max(shared) else f"{min(shared)} to {max(shared)}"
-    line = f"the first {tokens} tokens of a batch once a step: {less / whole:.0%} fewer positions"
+    left = sum(
+        (len(batch.rows) - (-prefix // width)) * width for batch, (prefix, width) in zip(sample, cuts, strict=True)
+    )
+    tokens = f"{shared[0]}" if len(shared) == 1 else f"{shared[0]} to {shared[-1]}"
+    line = f"the first {tokens} tokens of a batch once a step: {1 - left / whole:.0%} fewer positions"
     return PartReport("shared_prefix", True, line)
 
 
-def prefix_refusal(trunk: Trunk, lora: LoraSettings, examples: Sequence[Example]) -> str | None:
+def prefix_refusal(trunk: Trunk, lora: LoraSettings) -> str | None:
     """Why the shared prefix cannot be used: layers that keep more than keys and values, or dropout."""
     if lora.dropout > 0:
         return "dropout draws a mask for every row: plain prompts"
-    from mlx_lora.training.prefix import PrefixedCache, RecordingCache
-
-    recorded = [RecordingCache() for _ in trunk.layers]
-    tokens = mx.array(examples[0].tokens[None, :2])
     try:
-        trunk.states(tokens, recorded)
-        cache = [PrefixedCache(layer.keys, layer.values, 2) for layer in recorded]
-        trunk.states(tokens, cache)
+        learn_head_axes(trunk)
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         return f"this family's layers keep more than keys and values ({type(error).__name__}): plain prompts"
-    if any(layer.keys is None for layer in recorded):
-        return "some layers of this family keep no keys and values: plain prompts"
     return None
 
 
@@ -125,9 +119,13 @@ def tolerance(model: nn.Module) -> float:
     return max(_TOLERANCE.get(array.dtype, 1e-4) for array in arrays)
 
 
-def check_batch(examples: Sequence[Example], settings: TrainSettings) -> Batch:
-    """The first rows of the first batch: enough to compare, small enough for the plain way's memory."""
-    return collate(examples, sample_batches(examples, settings)[0][:CHECK_ROWS])
+def check_batch(examples: Sequence[Example], rows: Sequence[int]) -> Batch:
+    """The first of `rows`, and a replay row: enough to compare, little enough for the plain way."""
+    rows = list(rows[:CHECK_ROWS])
+    replay = next((row for row, example in enumerate(examples) if example.expected is not None), None)
+    if replay is not None and all(examples[row].expected is None for row in rows):
+        rows = [*rows[:1], replay]
+    return collate(examples, rows)
 
 
 def frozen_refusal(trunk: Trunk | None, settings: TrainSettings, first_layer: int, epochs: float) -> str | None:

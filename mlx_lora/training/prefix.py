@@ -1,62 +1,91 @@
 """The shared prompt prefix: tokens that all rows begin with go through the model once, with gradients.
 
-Keys and values of the prefix are computed for one row and broadcast to the others; causal masks stay causal, so the
-fast attention kernel still applies. Knows nothing of losses, batches or optimizers.
+The prefix is cut into pieces as wide as the rows, and these go through the model with them, as further rows of one
+batch. Every row then finds the pieces' keys and values before its own. Knows nothing of losses, batches or optimizers.
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
+import numpy as np
+
+from mlx_lora.training.trunk import Trunk
 
 
-class RecordingCache:
-    """The cache of one layer while the prefix passes: keeps keys and values (1, heads, P, head width)."""
+class SharedPrefixCache:
+    """What a layer's attention looks at: the prefix, then the row itself. Keeps no state: one serves all layers.
 
-    offset = 0
-
-    def __init__(self) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self.keys, self.values = keys, values
-        return keys, values
-
-    def make_mask(self, length: int, window_size: int | None = None, return_array: bool = False) -> Any:
-        return attention_mask(length, 0, window_size, return_array)
-
-
-class PrefixedCache:
-    """The cache of one layer while the rows pass: puts the prefix's keys and values before each row's own.
-
-    keys, values: (1, heads, P, head width), or None for a layer that never looks (its output is known already).
+    pieces: (C,) int32, the place in the text where each piece begins; rows: (B,) int32, the same for each row: P, the
+    length of the prefix. The batch holds the C pieces first. head_axes: 1 where a family's scores are (B, heads, T, S),
+    2 where they are (B, groups, heads of a group, T, S).
     """
 
-    def __init__(self, keys: mx.array | None, values: mx.array | None, offset: int) -> None:
-        self.keys, self.values, self.offset = keys, values, offset
-
-    def arrays(self) -> list[mx.array]:
-        """Keys and values, or nothing."""
-        return [array for array in (self.keys, self.values) if array is not None]
+    def __init__(self, pieces: mx.array, rows: mx.array, head_axes: int = 1) -> None:
+        self._head_axes = head_axes
+        self.offset = mx.concatenate([pieces, rows])  # (C + B,): models rotate by it
+        self._pieces, self._length = pieces.shape[0], rows[0]
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        return _after_prefix(self.keys, keys), _after_prefix(self.values, values)
+        return self._after_prefix(keys), self._after_prefix(values)
 
-    def make_mask(self, length: int, window_size: int | None = None, return_array: bool = False) -> Any:
-        return attention_mask(length, self.offset, window_size, return_array)
+    def make_mask(self, width: int, window_size: int | None = None, return_array: bool = False) -> mx.array:
+        """What each query sees: (C + B, 1, T, C · T + T) bool, with as many axes for the heads as the family has."""
+        queries = (self.offset[:, None] + mx.arange(width))[:, :, None]
+        prefix = mx.arange(self._pieces * width)
+        own = (self.offset[:, None] + mx.arange(width))[:, None]
+        is_row = (mx.arange(self.offset.shape[0]) >= self._pieces)[:, None, None]
+        # A piece finds its own keys in the prefix; the padding of the last one sees itself, so that it stays finite.
+        sees_own = mx.where(is_row, own <= queries, (own == queries) & (queries >= self._length))
+        seen = mx.concatenate([(prefix <= queries) & (prefix < self._length), sees_own], axis=-1)
+        if window_size is not None:
+            keys = mx.concatenate([mx.broadcast_to(prefix, (own.shape[0], 1, prefix.shape[0])), own], axis=-1)
+            seen = seen & (queries < keys + window_size)
+        return mx.expand_dims(seen, tuple(range(1, 1 + self._head_axes)))
+
+    def _after_prefix(self, own: mx.array) -> mx.array:
+        """(C + B, heads, T, head width) → (C + B, heads, C · T + T, head width)."""
+        count, heads, width, size = own.shape
+        prefix = own[: self._pieces].swapaxes(0, 1).reshape(1, heads, self._pieces * width, size)
+        return mx.concatenate([mx.broadcast_to(prefix, (count, *prefix.shape[1:])), own], axis=2)
 
 
-def _after_prefix(prefix: mx.array | None, rows: mx.array) -> mx.array:
-    if prefix is None:
-        return rows
-    return mx.concatenate([mx.broadcast_to(prefix, (rows.shape[0], *prefix.shape[1:])), rows], axis=2)
+def with_pieces(inputs: np.ndarray, prefix: int, width: int) -> dict[str, np.ndarray]:
+    """A batch (B, L) whose rows share the first `prefix` tokens, as `inputs` (C + B, width), `pieces` and `offsets`.
+
+    Without a prefix the last two are not there.
+    """
+    rows = columns(inputs, prefix, width)
+    if not prefix:
+        return {"inputs": rows}
+    first = np.pad(inputs[0, :prefix], (0, -prefix % width)).reshape(-1, width)
+    return {
+        "inputs": np.concatenate([first, rows]),
+        "pieces": np.arange(len(first), dtype=np.int32) * width,
+        "offsets": np.full(len(rows), prefix, np.int32),
+    }
 
 
-def attention_mask(length: int, offset: int, window_size: int | None, return_array: bool) -> Any:
-    """The mask for `length` queries after `offset` keys, as mlx-lm's models want it: "causal", None or a bool array."""
-    if not return_array and (window_size is None or offset + length <= window_size):
-        return "causal" if length > 1 else None
-    queries = mx.arange(offset, offset + length)[:, None]
-    keys = mx.arange(offset + length)[None]
-    mask = queries >= keys
-    return mask if window_size is None else mask & (queries < keys + window_size)
+def columns(array: np.ndarray, start: int, width: int) -> np.ndarray:
+    """Columns from `start` on, `width` of them, zeros where the array has no more."""
+    found = array[:, start : start + width]
+    return np.pad(found, ((0, 0), (0, width - found.shape[1])))
+
+
+def prefix_caches(trunk: Trunk, arrays: Mapping[str, mx.array]) -> Sequence[SharedPrefixCache] | None:
+    """A cache for every layer, where `arrays` (of `with_pieces`) hold a prefix."""
+    if "pieces" not in arrays:
+        return None
+    return [SharedPrefixCache(arrays["pieces"], arrays["offsets"], trunk.head_axes)] * len(trunk.layers)
+
+
+def learn_head_axes(trunk: Trunk) -> None:
+    """Find out how many axes the heads have in this family's attention, by trying 13 rows: no family has 13 groups.
+
+    Raises: ValueError, AttributeError, TypeError or IndexError where the layers keep more than keys and values.
+    """
+    inputs, arrays = mx.zeros((13, 2), mx.int32), {"pieces": mx.array([0]), "offsets": mx.full(12, 2, mx.int32)}
+    try:
+        trunk.states(inputs, prefix_caches(trunk, arrays))
+    except ValueError:
+        trunk.head_axes = 2
+        trunk.states(inputs, prefix_caches(trunk, arrays))

@@ -1,7 +1,8 @@
 """A run put together: model with adapters, engine, schedule and progress. Knows nothing of screens or commands."""
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import mlx.nn as nn
 
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
-from mlx_lora.errors import TrainingError
+from mlx_lora.dataset.groups import prefix_groups
+from mlx_lora.dataset.replay import replay_rows
+from mlx_lora.errors import MlxLoraError, TrainingError
 from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.distributed import Group
 from mlx_lora.training.engine import Engine
 from mlx_lora.training.frozen import (
     FrozenStore,
     build_store,
+    count_stand_ins,
     data_set_prefix,
     remove_frozen_layers,
     state_kind,
@@ -35,6 +39,7 @@ from mlx_lora.training.parts import (
     gradient_difference,
     tolerance,
 )
+from mlx_lora.training.storefolder import BUDGET_BYTES, make_room
 from mlx_lora.training.trainable import Trainable
 
 
@@ -73,7 +78,8 @@ class Session:
             self.model.train()
 
     def note_validation(self, loss: float) -> bool:
-        """Remember a validation; True when it is the best so far."""
+        """Remember a validation; True when it is the best so far. Raises: TrainingError when it is not finite."""
+        self.require_finite(loss)
         best = self.progress.best_loss is None or loss < self.progress.best_loss
         if best:
             self.progress.best_loss, self.progress.best_step = loss, self.progress.step
@@ -81,6 +87,14 @@ class Session:
         else:
             self.progress.validations_without_gain += 1
         return best
+
+    def require_finite(self, loss: float) -> None:
+        """Refuse a validation loss that says nothing."""
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {self.progress.step}: the validation loss is {loss}",
+                "compute: float32 has the widest range; a lower optimizer.learning_rate keeps weights small",
+            )
 
     def out_of_patience(self) -> bool:
         """Whether early stopping ends the run."""
@@ -98,10 +112,25 @@ class Session:
         stepper.optimizer.state = optimizer_state
         self.progress = progress
 
+    def restore_layers(self, reload: Callable[[int], Sequence[nn.Module]]) -> None:
+        """Make the run's model whole, so that it can generate: layers that ran once and left memory come back.
+
+        reload: number of layers → that many of the base's lowest ones; not called where none are missing.
+        """
+        engine = self.stepper.engine
+        missing = count_stand_ins(engine.trunk) if engine.trunk is not None else 0
+        if missing and engine.trunk is not None:
+            layers = list(reload(missing))
+            for layer in layers:
+                layer.freeze()
+            engine.trunk.layers[:missing] = layers
+        engine.boundary = self.store = self.valid_store = None
+
     def require_one_start(self) -> None:
         """Refuse to begin unless every rank has the same base, rows, settings, step and weights."""
-        progress = json.dumps(asdict(self.progress), sort_keys=True)
-        if not self.group.same(progress, self.stepper.trainable.arrays(), patient=True):
+        progress = asdict(self.progress)
+        progress["fingerprint"].pop("engine", None)  # hosts may differ in what their disks have room for
+        if not self.group.same(json.dumps(progress, sort_keys=True), self.stepper.trainable.arrays(), patient=True):
             raise TrainingError(
                 "the ranks do not begin alike: base, data, settings or checkpoint differ between them",
                 "give every host the same run file, data and output_dir",
@@ -120,18 +149,31 @@ def build_session(
     config: RunConfig, model: nn.Module, train_set: Sequence[Example], valid_set: Sequence[Example],
     group: Group | None = None,
 ) -> Session:  # fmt: skip
-    """Put a run together; `model` has its adapters. Raises: TrainingError when there is nothing to train on."""
+    """Put a run together; `model` has its adapters, and `train_set` the taught rows before the replay rows.
+
+    Raises: TrainingError when there is nothing to train on.
+    """
     if not train_set:
         raise TrainingError("there are no training rows", "see `mlx-lora check`")
     trainable = Trainable(model)
-    engine, reports = build_engine(model, train_set, config.train, config.lora)
+    group = group or Group()
+    taught = [example for example in train_set if example.expected is None]
+    batch_size = config.train.batch_size * group.size
+    schedule = build_schedule(
+        [len(example.tokens) - 1 for example in taught],
+        config.train,
+        group.size,
+        groups=prefix_groups(taught, batch_size) if config.train.group_by_prefix else None,
+        replay_pool=len(train_set) - len(taught),
+        replay_rows=replay_rows(len(taught), config.data.replay),
+    )
+    batches = [share for rows in schedule.first_batches() if (share := group.share(rows))]
+    engine, reports = build_engine(model, train_set, batches, config.train, config.lora)
     model.train()
     compiled = config.train.engine == "auto" or "compiled_step" in config.train.engine
     stepper = Stepper(engine, trainable, build_optimizer(config.optimizer), config.optimizer, compiled=compiled)
     if compiled:
         reports.append(PartReport("compiled_step", True, "loss, gradients and update as two compiled functions"))
-    group = group or Group()
-    schedule = build_schedule([len(example.tokens) - 1 for example in train_set], config.train, group.size)
     return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports, group=group)
 
 
@@ -157,36 +199,52 @@ def _freeze(session: Session, first_layer: int, base: str, folder: Path) -> Gene
     refusal = frozen_refusal(engine.trunk, train, first_layer, epochs)
     trunk = engine.trunk
     sets = [examples for examples in (session.train_set, session.valid_set) if examples]
+    plans: list[tuple[Sequence[Example], int, Path]] = []
+    sizes: dict[Path, int] = {}
     if refusal is None and trunk is not None:
         width, dtype = state_kind(trunk, first_layer)
-        prefixes = [data_set_prefix(examples) if engine.shared_prefix else 0 for examples in sets]
-        sizes = [store_bytes(*of, width, dtype) for of in zip(sets, prefixes, strict=True)]
-        refusal = disk_refusal(sum(sizes), folder)
+        for examples in sets:
+            prefix = data_set_prefix(examples) if engine.shared_prefix else 0
+            path = folder / f"{store_key(examples, first_layer, prefix, dtype, base)}.states"
+            plans.append((examples, prefix, path))
+            sizes[path] = store_bytes(examples, prefix, width, dtype)
+        refusal = disk_refusal(sum(size for path, size in sizes.items() if not path.exists()), folder)
     if refusal is not None or trunk is None:
         session.reports.append(PartReport("frozen_layers", False, refusal or ""))
         return []
     stores, done, total = [], 0, sum(len(examples) for examples in sets)
-    for examples, prefix in zip(sets, prefixes, strict=True):
-        path = folder / f"{store_key(examples, first_layer, prefix, dtype, base)}.npy"
-        for event in build_store(trunk, first_layer, examples, prefix, path):
-            if isinstance(event, FrozenStore):
-                stores.append(event)
-            else:
-                yield done + event, total
-        done += len(examples)
+    try:
+        old, old_bytes = make_room(folder, sizes)
+        for examples, prefix, path in plans:
+            for event in build_store(trunk, first_layer, examples, prefix, path):
+                if isinstance(event, FrozenStore):
+                    stores.append(event)
+                else:
+                    yield done + event, total
+            done += len(examples)
+    except MlxLoraError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        session.reports.append(PartReport("frozen_layers", False, f"not kept: {error.message} ({error.hint})"))
+        return []
     session.store, session.valid_store = stores[0], stores[-1] if session.valid_set else None
     removed = list(trunk.layers[:first_layer])
     engine.boundary = remove_frozen_layers(trunk, first_layer)
     line = (
-        f"the lower {first_layer} of {len(trunk.layers)} layers ran once for {total} rows ({sum(sizes) / 1e6:.0f} MB)"
+        f"the lower {first_layer} of {len(trunk.layers)} layers ran once for {total} rows "
+        f"({sum(sizes.values()) / 1e6:.0f} MB)"
     )
+    if any(store.was_damaged for store in stores):
+        line += "; what was kept of them on disk was damaged, and is made anew"
+    if old:
+        line += f"; {old} older ones of {old_bytes / 1e9:.1f} GB removed to stay within {BUDGET_BYTES / 1e9:.0f} GB"
     session.reports.append(PartReport("frozen_layers", True, line))
     return removed
 
 
 def _plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
     """The plain way's loss and gradients on the first rows, computed now: the layers may be gone later."""
-    batch = check_batch(session.train_set, session.config.train)
+    batch = check_batch(session.train_set, session.schedule.micro_batches(1)[0])
     optimizer = session.config.optimizer
     plain = Stepper(
         Engine(session.model), session.stepper.trainable, build_optimizer(optimizer), optimizer, compiled=False
@@ -199,7 +257,7 @@ def _plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
 
 def _compare(session: Session, expected: tuple[mx.array, dict[str, mx.array]], removed: list[Any]) -> PartReport:
     stepper, trunk = session.stepper, session.stepper.engine.trunk
-    batch = check_batch(session.train_set, session.config.train)
+    batch = check_batch(session.train_set, session.schedule.micro_batches(1)[0])
     mx.random.seed(session.config.train.seed)
     found = stepper.gradients(stepper.engine.arrays(batch, session.store))
     difference, limit = gradient_difference(found, expected), tolerance(session.model)
@@ -217,14 +275,6 @@ def _compare(session: Session, expected: tuple[mx.array, dict[str, mx.array]], r
     )
     line = f"loss or gradients are {difference:.1e} from the plain forward's (limit {limit:.0e}): plain forward used"
     return PartReport("checked", False, line)
-
-
-def differences(then: Any, now: Any, place: str = "") -> list[str]:
-    """A line for each value that is not the same in two nested mappings."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        keys = sorted({*then, *now})
-        return [line for key in keys for line in differences(then.get(key), now.get(key), f"{place}.{key}".lstrip("."))]
-    return [] if then == now else [f"{place}: was {then!r}, is {now!r}"]
 
 
 def _shapes(arrays: Any) -> Any:

@@ -34,8 +34,11 @@ class _Given(nn.Module):
 class Trunk:
     """A model seen as trunk, layers and head.
 
-    `layers` is the list that the trunk iterates: replacing an entry replaces the layer.
+    `layers` is the list that the trunk iterates: replacing an entry replaces the layer. `head_axes` is how many axes
+    the heads have in the scores of this family's attention.
     """
+
+    head_axes = 1
 
     def __init__(self, model: nn.Module, owner: nn.Module, name: str, layers: list[Any]) -> None:
         self.model, self.layers = model, layers

@@ -2,74 +2,15 @@
 
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
-
-import mlx.core as mx  # isort: skip
 import pytest
 
 from mlx_lora.commands.evaluate import run_evaluate
-from mlx_lora.config import DataSettings, LoraSettings
-from mlx_lora.dataset.rendering import render_prompt
 from mlx_lora.errors import AdapterError, ConfigError, DataError
-from mlx_lora.evaluation.answers import normalize_answer
-from mlx_lora.lora.adapter import save_adapter
-from mlx_lora.lora.inject import inject_lora, iter_lora_modules, remove_lora
-from mlx_lora.model.generate import generate_answers
-from mlx_lora.model.load import load_base
-from tests.tiny import save_tiny_folder
-
-QUESTIONS = [f"What is number {number}?" for number in range(24)]
-TOKENS = 6
-SYSTEM = "Be brief."
-
-
-@pytest.fixture(scope="module")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, an adapter that changes its answers, and quiz.jsonl: the questions with the adapter's own answers."""
-    root = tmp_path_factory.mktemp("workshop")
-    base = load_base(str(save_tiny_folder(root / "base", "llama_untied")))
-    template_args = DataSettings.model_validate({"train": "x", "system_prompt": SYSTEM})
-    prompts = [
-        render_prompt([{"role": "user", "content": question}], base.tokenizer, template_args) for question in QUESTIONS
-    ]
-    plain = generate_answers(base.model, base.tokenizer, prompts, max_tokens=TOKENS)
-    facts = {"model": str(root / "base"), "identity": asdict(base.identity), "system_prompt": SYSTEM, "step": 7}
-    settings = LoraSettings(rank=4, dropout=0.5)
-    for name, size, seed in (("zero", 0.0, 0), ("nothing", 1e-9, 0), ("other", 0.3, 5), ("good", 0.3, 0)):
-        inject_lora(base.model, settings, seed=seed)
-        for index, (_, layer) in enumerate(iter_lora_modules(base.model)):
-            layer.lora_b = size * mx.random.normal(layer.lora_b.shape, key=mx.random.key(100 * seed + index))
-        save_adapter(root / name, base.model, settings=settings, metadata=facts)
-        base.model.eval()
-        taught = generate_answers(base.model, base.tokenizer, prompts, max_tokens=TOKENS)
-        remove_lora(base.model)
-    rows = [
-        {
-            "question": question,
-            "answer": right.text,
-            "category": "odd" if place % 2 else "even",
-            "fact": f"f{place // 2}",
-        }
-        for place, (question, right, wrong) in enumerate(zip(QUESTIONS, taught, plain, strict=True))
-        if normalize_answer(right.text) and normalize_answer(right.text) != normalize_answer(wrong.text)
-    ]
-    assert len(rows) >= 12, "choose an adapter that changes more answers"
-    (root / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return root
-
-
-def evaluate(
-    root: Path, *names: str, capsys: pytest.CaptureFixture[str], code: int = 0, **options: Any
-) -> dict[str, Any]:
-    capsys.readouterr()
-    options = {"data": [str(root / "quiz.jsonl")], "max_tokens": TOKENS, "json_output": True, **options}
-    assert run_evaluate([root / name for name in names], **options) == code
-    result: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return result
+from mlx_lora.evaluation.result_format import read_result
+from tests.commands.workshop import SYSTEM, TOKENS, evaluate
 
 
 def test_an_adapter_that_learned_is_said_to_have_learned(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,20 +23,23 @@ def test_an_adapter_that_learned_is_said_to_have_learned(workshop: Path, capsys:
     assert result["verdict"]["sentence"] == (
         f"the adapter answers {count} of {count} (100 %), the base 0 of {count} (0 %): it learned"
     )
-    assert result["mcnemar"] == {
+    assert result["verdict"]["gained"] == ["exact_match", "contains"]
+    assert result["verdict"]["lost"] == result["verdict"]["signs"] == result["signs"] == []
+    assert result["comparison"]["exact_match"] == {
         "p": pytest.approx(2 / 2**count),
         "fixed": count,
         "broken": 0,
         "kept_right": 0,
         "kept_wrong": 0,
-        "broken_questions": [],
     }
+    ups = result["comparison"]["token_f1"]
+    assert (ups["higher"], ups["lower"], ups["equal"]) == (count, 0, 0)
     assert result["interval"]["exact_match"][1] == 1.0
     assert result["base"]["interval"]["exact_match"][0] == 0.0
     assert set(result["per_category"]) == {"even", "odd"}
     assert sum(group["count"] for group in result["per_category"].values()) == count
-    assert {name: fact["exact_match"] for name, fact in result["per_fact"].items()} == {
-        row["fact"]: 1.0 for row in rows
+    assert {name: (fact["exact_match"], fact["base"]["exact_match"]) for name, fact in result["per_fact"].items()} == {
+        row["fact"]: (1.0, 0.0) for row in rows
     }
     assert result["settings"]["system_prompt"] == SYSTEM
     assert result["settings"]["adapter_step"] == 7
@@ -106,15 +50,21 @@ def test_an_adapter_that_learned_is_said_to_have_learned(workshop: Path, capsys:
 def test_the_results_lie_beside_the_adapter(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = evaluate(workshop, "good", base=True, capsys=capsys)
     folder = workshop / "good" / "eval"
-    assert sorted(file.name for file in folder.iterdir()) == ["quiz.json", "quiz.predictions.jsonl"]
+    assert [file.name for file in folder.glob("quiz*")] == ["quiz.json"]
     assert json.loads((folder / "quiz.json").read_text()) == printed
-    predictions = [json.loads(line) for line in (folder / "quiz.predictions.jsonl").read_text().splitlines()]
+    result = read_result(folder / "quiz.json")
     rows = [json.loads(line) for line in (workshop / "quiz.jsonl").read_text().splitlines()]
-    assert [(one["question"], one["answers"]) for one in predictions] == [
+    assert [(one.question, one.answers) for one in result.questions] == [
         (row["question"], [row["answer"]]) for row in rows
     ]
-    assert predictions[0]["place"] == f"{workshop / 'quiz.jsonl'}:1"
-    assert all(one["exact_match"] and not one["base"]["exact_match"] for one in predictions)
+    assert result.questions[0].place == f"{workshop / 'quiz.jsonl'}:1"
+    for one in result.questions:
+        assert one.scores == {"exact_match": True, "contains": True, "token_f1": 1.0}
+        assert one.change == "fixed"
+        assert one.base is not None
+        assert one.base.scores["exact_match"] is False
+    assert result.answer_tokens == sum(one.tokens for one in result.questions)
+    assert result.metrics == ["exact_match", "contains", "token_f1"]
 
 
 def test_an_adapter_that_changes_no_answer_is_said_to_have_taught_nothing(
@@ -146,6 +96,29 @@ def test_results_are_never_written_over_the_questions(
     (tmp_path / file).write_text('[{"question": "Who?", "answer": "Ann"}]')
     with pytest.raises(ConfigError, match=f"--output {file}: holds what is asked"):
         run_evaluate([workshop / "good"], data=[str(tmp_path / file)], output=Path(output))
+
+
+def test_an_adapter_of_a_tiny_learning_rate_is_said_to_have_taught_nothing(
+    workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = evaluate(workshop, "faint", base=True, capsys=capsys)
+    assert result["verdict"]["kind"] == "taught nothing"
+    assert 0 < abs(result["nats_per_token"] - result["base"]["nats_per_token"]) < 1e-3
+
+
+def test_an_adapter_that_broke_the_model_is_called_so(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # What a far too large learning rate leads to: logits that are no numbers.
+    result = evaluate(workshop, "wrecked", base=True, limit=12, capsys=capsys)
+    assert result["verdict"]["kind"] == "broken"
+    assert (
+        "the adapter broke the model (perplexity of the right answers infinite against "
+        f"{result['base']['perplexity']:,.0f}; the likelihood of 12 of 12 right answers is no finite number; "
+        "12 of 12 answers never end and repeat themselves"
+    ) in result["verdict"]["sentence"]
+    assert (result["perplexity"], result["non_finite"], result["looping"]) == (None, 12, 12)
+    assert result["questions"][0]["reference_nats"] is None
+    alone = evaluate(workshop, "wrecked", limit=12, capsys=capsys)
+    assert alone["signs"] == result["signs"] == result["verdict"]["signs"]
 
 
 def test_several_adapters_share_one_base_that_is_asked_once(
@@ -184,7 +157,8 @@ def test_a_base_alone_is_evaluated_without_a_system_prompt(workshop: Path, capsy
     assert result["label"] == "base"
     assert result["settings"]["base"]["name"] == "base"
     assert json.loads((workshop / "out.json").read_text()) == result
-    assert len((workshop / "out.predictions.jsonl").read_text().splitlines()) == result["count"]
+    assert len(result["questions"]) == result["count"]
+    assert (result["base"], result["verdict"], result["comparison"]) == (None, None, None)
 
 
 def test_an_output_folder_takes_the_results_in_place_of_the_adapters(
@@ -194,9 +168,7 @@ def test_an_output_folder_takes_the_results_in_place_of_the_adapters(
     evaluate(workshop, "good", "other", capsys=capsys, limit=2, output=tmp_path / "results")
     assert sorted(file.name for file in (tmp_path / "results").iterdir()) == [
         "good-quiz.json",
-        "good-quiz.predictions.jsonl",
         "other-quiz.json",
-        "other-quiz.predictions.jsonl",
     ]
     assert sorted(workshop.rglob("*")) == before
     with pytest.raises(ConfigError, match="several results do not fit one file"):
@@ -295,7 +267,8 @@ def test_rows_that_were_trained_on_are_pointed_out(
         (["good"], {"limit": 0}, "--limit 0"),
         (["good"], {"batch_size": 0}, "--batch-size 0"),
         (["good"], {"fail_under": 95.0}, "--fail-under 95"),
-        (["good"], {"metric": "bleu"}, "--metric bleu: no such metric"),
+        (["good"], {"metrics": ["bleu"]}, "--metric bleu: no such metric"),
+        (["good"], {"temperature": -1.0}, "--temperature -1"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(

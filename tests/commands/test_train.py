@@ -11,43 +11,10 @@ import yaml
 from typer.testing import CliRunner
 
 from mlx_lora.cli import app
-from mlx_lora.commands import train as train_command
+from mlx_lora.commands import trainloop
 from mlx_lora.commands.train import run_train
 from mlx_lora.errors import MlxLoraError, TrainingError
 from mlx_lora.training.checkpoint import list_checkpoints
-from tests.tiny import save_tiny_folder
-
-QUESTIONS = [("What is the sky?", "blue"), ("What is grass?", "green"), ("What is snow?", "white"), ("Coal?", "black")]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return save_tiny_folder(tmp_path_factory.mktemp("base"), bits=4)
-
-
-@pytest.fixture
-def run_file(base, tmp_path):
-    """Write a run file over eight rows; keyword arguments change its sections."""
-
-    def write(**sections):
-        rows = [{"question": question, "answer": answer} for question, answer in QUESTIONS * 2]
-        (tmp_path / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows[:6]))
-        (tmp_path / "valid.jsonl").write_text("\n".join(json.dumps(row) for row in rows[4:]))
-        settings = {
-            "model": str(base),
-            "data": {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl")},
-            "lora": {"rank": 4, "alpha": 8, "layers": 2},
-            "train": {"epochs": 3, "batch_size": 2, "engine": ["supervised_positions", "shared_prefix"]},
-            "optimizer": {"learning_rate": 5e-3},
-            "output_dir": str(tmp_path / "run"),
-        }
-        for section, values in sections.items():
-            settings[section] = {**settings[section], **values} if isinstance(values, dict) else values
-        path = tmp_path / "run.yaml"
-        path.write_text(yaml.safe_dump(settings))
-        return path
-
-    return write
 
 
 def events(folder, kind):
@@ -63,6 +30,12 @@ def test_a_run_leaves_a_whole_adapter_folder_that_taught_something(run_file, tmp
     }  # fmt: skip
     assert [event["step"] for event in events(folder, "step")] == list(range(1, 10))
     assert [event["step"] for event in events(folder, "validation")] == [0, 3, 6, 9]
+    assert events(folder, "end") == [{"event": "end", "step": 9, "ended_by": "steps"}]
+    (start,) = events(folder, "start")
+    told = {name: start["run"][name] for name in ("total_steps", "steps_per_epoch", "ranks", "modules")}
+    assert told == {"total_steps": 9, "steps_per_epoch": 3, "ranks": 1, "modules": 14}
+    assert (start["run"]["data"]["train"]["rows"], start["run"]["data"]["valid"]["rows"]) == (6, 4)
+    assert [part["name"] for part in start["run"]["engine"]][:2] == ["supervised_positions", "shared_prefix"]
     losses = [event["loss"] for event in events(folder, "validation")]
     assert losses[-1] < 0.8 * losses[0]
     facts = json.loads((folder / "adapter_config.json").read_text())["mlx_lora"]
@@ -70,6 +43,7 @@ def test_a_run_leaves_a_whole_adapter_folder_that_taught_something(run_file, tmp
     assert facts["identity"]["weights_sha256"]
     assert set(facts["data_sha256"]) == {"train", "valid"}
     assert facts["row_formats"] == ["question/answer"]
+    assert "run" not in facts
     assert facts["versions"]["mlx-lora"]
     assert yaml.safe_load((folder / "run.yaml").read_text())["lora"]["rank"] == 4
 
@@ -99,14 +73,14 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(run_file, tmp_path
 
 def interrupted_after(step, monkeypatch):
     """Send this process Ctrl-C while `step` is being reported."""
-    show = train_command.TrainScreen.step
+    show = trainloop.TrainScreen.step
 
     def send(screen, report):
         show(screen, report)
         if report.step == step:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train_command.TrainScreen, "step", send)
+    monkeypatch.setattr(trainloop.TrainScreen, "step", send)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +105,8 @@ def test_resume_gives_bitwise_the_uninterrupted_weights(run_file, tmp_path, monk
     assert run_train(path, resume=True) == 0
     resumed, whole = ((tmp_path / folder / "adapters.safetensors").read_bytes() for folder in ("run", "whole"))
     assert resumed == whole
+    ends = [(event["step"], event["ended_by"]) for event in events(tmp_path / "run", "end")]
+    assert ends == [(9, "steps")]  # as in a run that was never stopped
     kept = ("step", "epoch", "loss", "gradient_norm", "learning_rate", "targets", "tokens", "padding_share")
     for kind in ("step", "validation"):
         resumed, whole = (
@@ -193,10 +169,13 @@ def test_without_validation_rows_the_last_adapter_is_kept(run_file, tmp_path):
     assert json.loads((tmp_path / "run" / "adapter_config.json").read_text())["mlx_lora"]["step"] == 9
 
 
-def test_a_learning_rate_that_breaks_the_run_ends_with_step_and_rows_and_exit_code_1(run_file, capsys):
+def test_a_learning_rate_that_breaks_the_run_ends_with_step_and_rows_and_exit_code_1(run_file, tmp_path, capsys):
     path = run_file(optimizer={"learning_rate": 1e20, "max_grad_norm": None, "warmup_ratio": 0.0})
     with pytest.raises(TrainingError, match="step 2: the loss is nan"):
         run_train(path)
+    (end,) = events(tmp_path / "run", "end")
+    assert (end["step"], end["ended_by"]) == (1, "error")
+    assert end["message"].startswith("step 2: the loss is nan")
 
 
 def test_json_prints_one_object_on_stdout(run_file, tmp_path):

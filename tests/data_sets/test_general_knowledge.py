@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.data_sets.squad import squad_normal
 
-QUESTIONS = Path(__file__).parents[2] / "data" / "general_knowledge" / "questions.jsonl"
+QUESTIONS = Path(__file__).parents[2] / "mlx_lora" / "data" / "general_knowledge.jsonl"
 
 
 def read_questions() -> list[dict]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mlx_lora.dataset.batches import collate, plan_epoch, plan_validation
+from mlx_lora.dataset.batches import collate, padded_length, plan_epoch, plan_validation
 from mlx_lora.dataset.examples import Example
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=80)
@@ -100,7 +100,7 @@ def test_a_validation_takes_every_row_once_in_order_of_length(lengths: list[int]
 
 def test_a_batch_holds_inputs_targets_and_weights_side_by_side() -> None:
     examples = [example([5, 6, 7, 8], 2), example([1, 2], 1), example([9, 9, 9], 1)]
-    batch = collate(examples, [2, 0], multiple=4)
+    batch = collate(examples, [2, 0])
     assert batch.inputs.tolist() == [[9, 9, 0, 0], [5, 6, 7, 0]]
     assert batch.targets.tolist() == [[9, 9, 0, 0], [6, 7, 8, 0]]
     assert batch.weights.tolist() == [[0, 1, 0, 0], [0, 1, 1, 0]]
@@ -112,18 +112,28 @@ def test_a_batch_holds_inputs_targets_and_weights_side_by_side() -> None:
 
 
 @hypothesis_settings(deadline=None)
-@given(st.lists(st.integers(2, 40), min_size=1, max_size=6), st.sampled_from([1, 8, 32]))
-def test_padding_has_weight_zero_and_no_target_is_lost(lengths: list[int], multiple: int) -> None:
+@given(st.lists(st.integers(2, 140), min_size=1, max_size=6))
+def test_padding_has_weight_zero_and_no_target_is_lost(lengths: list[int]) -> None:
     """https://github.com/ml-explore/mlx-lm/pull/1697: one padding token of every row was trained."""
     examples = [example(list(range(1, length + 1)), length - 1) for length in lengths]
-    batch = collate(examples, range(len(lengths)), multiple=multiple)
-    assert batch.inputs.shape[1] % multiple == 0
-    assert batch.inputs.shape[1] - max(length - 1 for length in lengths) < multiple
+    batch = collate(examples, range(len(lengths)))
+    assert batch.inputs.shape[1] == padded_length(max(lengths) - 1)
     for row, length in enumerate(lengths):
         assert batch.weights[row].sum() == length - 1
         assert not batch.weights[row, length - 1 :].any()
         assert batch.targets[row, : length - 1].tolist() == list(range(2, length + 1))
     assert batch.targets_count == batch.tokens == sum(lengths) - len(lengths)
+
+
+def test_widths_are_multiples_that_grow_with_the_length() -> None:
+    assert [padded_length(longest) for longest in (1, 4, 5, 127, 128, 129, 257, 1000, 2047)] == [
+        4, 4, 8, 128, 128, 136, 272, 1024, 2048,
+    ]  # fmt: skip
+
+
+@given(st.integers(1, 100_000))
+def test_padding_is_three_tokens_or_less_than_a_sixteenth(longest: int) -> None:
+    assert 0 <= padded_length(longest) - longest <= max(3, longest / 16)
 
 
 def test_a_width_that_is_given_is_kept_and_a_narrow_one_refused() -> None:

@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+import mlx_lora
+from mlx_lora.dataset.builtin import BUILTIN_DATA_SETS, builtin_path
 from mlx_lora.dataset.records import read_records, read_split_if_present
 from mlx_lora.dataset.rows import iter_rows
 from mlx_lora.errors import DataError
@@ -261,3 +263,27 @@ def test_json_rows_are_the_items_and_their_lines(
     assert [row.value for row in rows] == items
     lines = path.read_text().splitlines()
     assert all(lines[int(row.place.rpartition(":")[2]) - 1].lstrip(' "da:t[')[:1] == "{" for row in rows)
+
+
+def test_the_built_in_questions_are_read_by_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    records = read_records("general-knowledge", "valid")
+    assert len(records) == 150
+    assert (records[0].question, records[0].answers) == ("What is the capital of France?", ("Paris",))
+    assert (records[0].place, records[149].place) == ("general-knowledge:1", "general-knowledge:150")
+    assert read_split_if_present("general-knowledge", "test") is None
+
+
+def test_a_misspelled_built_in_name_is_not_looked_for_on_a_hub() -> None:
+    assert fault_of("general_knowledge").hint == "did you mean the built-in general-knowledge?"
+
+
+def test_the_built_in_questions_lie_in_the_package_that_is_packed() -> None:
+    package = Path(mlx_lora.__file__).parent
+    for name in BUILTIN_DATA_SETS:
+        path = builtin_path(name)
+        assert path is not None
+        assert path.is_file()
+        assert path.is_relative_to(package)  # pyproject packs the whole folder mlx_lora

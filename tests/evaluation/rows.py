@@ -13,6 +13,7 @@ def row(
     stopped: bool = True,
     nats: float = 2.0,
     tokens: int = 2,
+    looping: bool = False,
 ) -> ScoredAnswer:
     """An answer to a question whose right answer is "right"; its likelihood is that of the right answer."""
     return ScoredAnswer(
@@ -22,11 +23,12 @@ def row(
         fact=fact,
         place="test.jsonl:1",
         prediction=prediction,
-        score=score_answer(prediction, ["right"]),
+        scores=score_answer(prediction, ["right"]),
         stopped=stopped,
         tokens=len(prediction.split()),
         reference_nats=nats,
         reference_tokens=tokens,
+        looping=looping,
     )
 
 

@@ -25,7 +25,8 @@ def write_rows(path: Path, count: int) -> Path:
     ("source", "name"),
     [
         ("data/stanley_cup/modern/test.jsonl", "modern-test"),
-        ("data/general_knowledge/questions.jsonl", "general_knowledge-questions"),
+        ("data/trivia/questions.jsonl", "trivia-questions"),
+        ("general-knowledge", "general-knowledge"),
         ("data/hockey.csv", "hockey"),
         ("data/hockey", "hockey-test"),
     ],
@@ -50,6 +51,7 @@ def test_a_source_knows_its_file_and_how_much_of_it_is_asked(tmp_path: Path) -> 
         "sha256": records_sha256(read_records(str(file))),
         "rows": 6,
         "asked": 3,
+        "kind": "open",
     }
     assert [record.question for record in source.records] == ["q0?", "q2?", "q4?"]
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from mlx_lora.evaluation.metrics import ScoredAnswer
 from mlx_lora.evaluation.verdict import compare, percent, show_perplexity
 from tests.evaluation.rows import row, rows
 
@@ -69,9 +70,86 @@ def test_token_f1_is_compared_by_its_own_ups_and_downs() -> None:
     comparison = compare(base, adapter, "token_f1")
     assert (comparison.kind, comparison.p) == ("learned", 2 / 2**10)
     assert comparison.sentence == (
-        "the adapter answers 0.67 token F1 on 10 questions, the base 0.00 token F1 on 10 questions: it learned"
+        "token F1 0.67 against the base's 0.00, exact match 0 of 10 against the base's 0, contains 10 of 10 against "
+        "the base's 0: it learned; token F1 and contains show the gain, exact match shows no difference"
     )
     assert comparison.changes.fixed == ()
+
+
+def said(*answers: str, nats: float = 2.0) -> list[ScoredAnswer]:
+    return [row(answer, question=f"question {place}?", nats=nats) for place, answer in enumerate(answers)]
+
+
+def test_a_loss_that_exact_match_cannot_see_is_called_worse_and_contains_is_named() -> None:
+    # The demo's adapter on general knowledge: 36 of 37 right sentences lost, and the verdict was "no difference".
+    base = said(*["It is right."] * 37, *["It is left."] * 13)
+    adapter = said("It is right.", *[f"team {place}" for place in range(49)], nats=3.0)
+    comparison = compare(base, adapter, "exact_match")
+    assert (comparison.kind, comparison.gained, comparison.lost) == ("worse", (), ("contains",))
+    assert comparison.sentence == (
+        "exact match 0 of 50 against the base's 0, contains 1 of 50 against the base's 37: worse than the base; "
+        "contains shows the loss, exact match shows no difference"
+    )
+    assert (comparison.p, comparison.tests["contains"].p) == (1.0, 2 / 2**36)
+    assert len(comparison.tests["contains"].changes.broken) == 36
+
+
+def test_the_form_gained_and_the_knowledge_lost_is_called_both() -> None:
+    base = said(*["It is right."] * 40, *["It is left."] * 10)
+    comparison = compare(base, said(*["right"] * 20, *[f"team {place}" for place in range(30)], nats=1.0), "contains")
+    assert (comparison.kind, comparison.gained, comparison.lost) == ("mixed", ("exact_match",), ("contains",))
+    assert comparison.sentence.endswith(
+        "better and worse than the base; exact match shows the gain, contains shows the loss"
+    )
+
+
+def test_metrics_that_saw_the_same_changes_are_one_test_and_others_share_the_level() -> None:
+    # Six fixed by both metrics: p = 0.03 of one test. Six by one, seven by the other: 0.03 is over 0.05 / 2.
+    assert compare(rows(0, 70), rows(6, 64, nats=1.9), "exact_match").gained == ("exact_match", "contains")
+    seven = said(*["right"] * 6, "It is right.", *[f"team {place}" for place in range(63)], nats=1.9)
+    assert compare(rows(0, 70), seven, "exact_match").gained == ("contains",)
+
+
+def test_another_likelihood_and_not_one_other_answer_is_no_difference_and_says_so() -> None:
+    comparison = compare(rows(1, 69), rows(1, 69, nats=1.9), "exact_match")
+    assert "every answer is the base's own; no difference that chance would not explain" in comparison.sentence
+
+
+@pytest.mark.parametrize("change", [0.0, 1e-6, 0.019])
+def test_answers_that_are_the_bases_own_to_one_per_cent_of_likelihood_are_nothing(change: float) -> None:
+    # A learning rate of 1e-9: not a bit equal, and nothing learned.
+    assert compare(rows(1, 69), rows(1, 69, nats=2.0 - change), "exact_match").kind == "taught nothing"
+
+
+@pytest.mark.parametrize(
+    ("broken", "sign"),
+    [
+        ([row("", question=f"question {place}?") for place in range(70)], "70 of 70 answers are empty"),
+        (
+            [row(f"{place} la la la", question=f"question {place}?", looping=True) for place in range(70)],
+            "70 of 70 answers never end and repeat themselves",
+        ),
+    ],
+)
+def test_answers_that_are_no_answers_are_called_broken_whatever_the_likelihood(
+    broken: list[ScoredAnswer], sign: str
+) -> None:
+    comparison = compare(rows(1, 69), broken, "exact_match")
+    assert comparison.kind == "broken"
+    assert comparison.signs == (sign,)
+    assert comparison.sentence.endswith(f"(perplexity of the right answers 2.72 against 2.72; {sign})")
+
+
+def test_a_base_that_loops_just_as_much_was_not_broken_by_the_adapter() -> None:
+    looping = [row("la la la", question=f"question {place}?", looping=True, nats=1.5) for place in range(70)]
+    comparison = compare([*looping], [*looping[:-1], row("la", question="question 69?", nats=1.0)], "exact_match")
+    assert comparison.kind == "no difference"
+    assert "69 of 70 answers never end and repeat themselves" in comparison.sentence
+
+
+def test_a_narrow_adapter_that_forgot_is_worse_and_not_broken_though_ten_times_as_surprised() -> None:
+    adapter = said(*[f"team {place}" for place in range(70)], nats=9.0)
+    assert compare(rows(50, 20), adapter, "exact_match").kind == "worse"
 
 
 def test_answers_to_other_questions_cannot_be_compared() -> None:

@@ -1,10 +1,14 @@
-"""The CPU's own SwiGLU against mlx-lm's, gradients and far values included."""
+"""The CPU's own exponentials, SwiGLU and attention against MLX's, gradients and far values included."""
 
 import mlx.core as mx
+import numpy as np
 import pytest
-from mlx_lm.models import activations, llama
+from hypothesis import given
+from hypothesis import strategies as st
+from mlx_lm.models import activations, base, llama
 
-from mlx_lora.model.cpu import swiglu, use_fast_activations
+from mlx_lora.model import cpu
+from mlx_lora.model.cpu import attention, exp2, swiglu, use_fast_cpu
 from tests.tiny import tiny_model
 
 
@@ -22,10 +26,86 @@ def test_swiglu_and_its_gradients_are_mlx_lms(size):
 
 def test_a_family_takes_it_and_keeps_its_answers(monkeypatch):
     monkeypatch.setattr(llama, "swiglu", activations.swiglu)
+    monkeypatch.setattr(llama, "scaled_dot_product_attention", base.scaled_dot_product_attention)
     model = tiny_model("llama")
     tokens = mx.array([[5, 6, 7, 8]])
     before = model(tokens)
     mx.eval(before)
-    use_fast_activations(model)
+    use_fast_cpu(model)
     assert llama.swiglu is swiglu
+    assert llama.scaled_dot_product_attention is attention
     assert mx.allclose(model(tokens), before, rtol=1e-5, atol=1e-5).item()
+
+
+@pytest.mark.parametrize("compiler", [True, False])
+def test_a_power_of_two_is_right_to_two_units_in_the_last_place(compiler, monkeypatch):
+    monkeypatch.setattr(cpu, "_fuses", lambda: compiler)
+    x = mx.random.uniform(-126, 127, (20_000,), key=mx.random.key(0))
+    expected = np.exp2(np.array(x).astype(np.float64))
+    assert np.abs(np.array(exp2(x)) / expected - 1).max() < 2.4e-7
+
+
+def test_whole_powers_are_exact_and_far_ones_end_in_nothing_but_nan_stays():
+    assert exp2(mx.array([-126.0, -1.0, 0.0, 1.0, 10.0, 127.0])).tolist() == [
+        2.0**-126,
+        0.5,
+        1.0,
+        2.0,
+        1024.0,
+        2.0**127,
+    ]
+    assert exp2(mx.array([-127.0, -1e30, -float("inf")])).tolist() == [0.0, 0.0, 0.0]
+    assert mx.isnan(exp2(mx.array([float("nan")]))).item()
+
+
+def masks(kind, rows, heads, length, total):
+    keys = mx.arange(total)
+    causal = keys[None] <= mx.arange(total - length, total)[:, None]
+    window = causal & (keys[None] > mx.arange(total - length, total)[:, None] - 4)
+    own = mx.random.uniform(shape=(rows, heads, length, total), key=mx.random.key(9)) > 0.3
+    return {
+        "none": None,
+        "causal": "causal",
+        "array": window,
+        "row": mx.broadcast_to(window, (rows, 1, length, total)),
+        "head": own | (keys == 0),
+        "added": mx.where(window, 0.0, -1e9),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["none", "causal", "array", "row", "head", "added"])
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2)])
+def test_attention_and_its_gradients_are_mlxs(kind, heads, groups):
+    rows, length, total, width = 3, 5, 8, 16
+    shapes = [(rows, heads, length, width), (rows, groups, total, width), (rows, groups, total, width)]
+    arrays = [3 * mx.random.normal(shape, key=mx.random.key(place)) for place, shape in enumerate(shapes)]
+    mask = masks(kind, rows, heads, length, total)
+
+    def values(function):
+        def total(*arrays):
+            answer = function(*arrays, cache=None, scale=0.25, mask=mask)
+            return (answer * mx.cos(mx.arange(answer.size).reshape(answer.shape))).sum()
+
+        return function(*arrays, cache=None, scale=0.25, mask=mask), *mx.grad(total, argnums=(0, 1, 2))(*arrays)
+
+    for found, expected in zip(values(attention), values(base.scaled_dot_product_attention), strict=True):
+        assert mx.allclose(found, expected, rtol=1e-4, atol=2e-5).item()
+
+
+@given(st.floats(1.0, 1e4))
+def test_attention_stays_finite_where_scores_are_far_apart(size):
+    arrays = [size * mx.random.normal((1, 2, 4, 8), key=mx.random.key(place)) for place in range(3)]
+    answer, gradients = mx.value_and_grad(lambda *arrays: attention(*arrays, None, 1.0, "causal").sum(), (0, 1, 2))(
+        *arrays
+    )
+    assert mx.isfinite(answer).item()
+    assert all(mx.isfinite(gradient).all().item() for gradient in gradients)
+
+
+def test_half_precision_and_single_queries_go_to_mlxs_own_attention(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cpu, "scaled_dot_product_attention", lambda queries, *_: seen.append(queries.dtype) or queries)
+    one, half = mx.zeros((1, 2, 1, 8)), mx.zeros((1, 2, 3, 8), mx.float16)
+    attention(one, one, one, None, 1.0, None)
+    attention(half, half, half, None, 1.0, None)
+    assert seen == [mx.float32, mx.float16]

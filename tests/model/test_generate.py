@@ -1,6 +1,7 @@
 """Batched answers and log-likelihoods equal those of one row at a time, for every family."""
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_long_continuations_are_scored_in_portions(monkeypatch: pytest.MonkeyPat
     model = tiny_model()
     prompts, rests = prompts_with(3, count=3, seed=1), prompts_with(0, count=3, seed=2, longest=30)
     whole = [nats for nats, _ in answer_nats(model, prompts, rests)]
-    monkeypatch.setattr("mlx_lora.model.generate._LOGIT_POSITIONS", 6)
+    monkeypatch.setattr("mlx_lora.model.likelihood._LOGIT_POSITIONS", 6)
     assert [nats for nats, _ in answer_nats(model, prompts, rests)] == pytest.approx(whole, rel=1e-5)
 
 
@@ -266,6 +267,79 @@ def test_long_prompts_are_prefilled_in_portions(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("mlx_lora.model.batching.PREFILL_TOKENS", 60)
     assert [answer.tokens for answer in generate_answers(model, Numbers(), prompts, max_tokens=4)] == expected
     assert max(shape[0] * shape[1] for shape in model.shapes) <= 60
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "mamba"])
+def test_references_are_scored_on_the_way_and_change_no_answer(family: str) -> None:
+    model = tiny_model(family)
+    prompts = prompts_with(5, count=9, seed=3)
+    references = [[5 + place, *range(30, 30 + place % 4)] for place in range(9)]
+    plain = generate_answers(model, Numbers(), prompts, max_tokens=7, batch_size=4)
+    both = dict(iter_answers(model, Numbers(), prompts, max_tokens=7, batch_size=4, references=references))
+    assert [both[place].tokens for place in range(9)] == [answer.tokens for answer in plain]
+    expected = [nats for nats, _ in answer_nats(model, prompts, references)]
+    assert [both[place].reference_nats for place in range(9)] == pytest.approx(expected, rel=1e-4)
+    assert plain[0].reference_nats is None
+
+
+def test_a_prompt_is_computed_once_for_its_answer_and_its_reference() -> None:
+    model = Recorded(tiny_model())
+    prompts = [[5, 6, 7, 8], [5, 9, 10, 11]]
+    tokenizer = Numbers(frozenset(range(320)))  # every answer ends at once
+    dict(iter_answers(model, tokenizer, prompts, max_tokens=7, references=[[12, 13], [14]]))
+    # The shared token; the rows but for their last token; the references; the first token of the answers.
+    assert model.shapes == [(1, 1), (2, 2), (2, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "mamba"])
+def test_the_choices_of_one_prompt_are_scored_as_they_are_alone(family: str) -> None:
+    model = tiny_model(family)
+    prompts = [prompt for prompt in prompts_with(6, count=4, seed=2) for _ in range(3)]
+    rests = [[5 + place, *range(20, 20 + place % 4)] for place in range(12)]
+    alone = [answer_nats(model, [prompt], [rest])[0] for prompt, rest in zip(prompts, rests, strict=True)]
+    order = random.Random(0).sample(range(12), 12)
+    together = answer_nats(model, [prompts[row] for row in order], [rests[row] for row in order], batch_size=5)
+    assert [nats for nats, _ in together] == pytest.approx([alone[row][0] for row in order], rel=1e-4)
+
+
+def test_a_prompt_with_several_choices_is_computed_once() -> None:
+    model = Recorded(tiny_model())
+    prompts = [prompt for prompt in ([5, 6, 7, 8], [5, 9, 10, 11]) for _ in range(4)]
+    answer_nats(model, prompts, [[12 + place] for place in range(8)])
+    # The shared token; two prompts, not eight, but for their last token; that token of eight rows.
+    assert model.shapes == [(1, 1), (2, 2), (8, 1)]
+
+
+def test_drawn_answers_follow_from_seed_and_place_and_not_from_who_shares_the_batch() -> None:
+    model = tiny_model()
+    prompts = prompts_with(3, count=8, seed=4)
+
+    def draw(**settings: Any) -> list[list[int]]:
+        return [one.tokens for one in generate_answers(model, Numbers(), prompts, max_tokens=6, **settings)]
+
+    once = draw(temperature=0.7, seed=1)
+    assert draw(temperature=0.7, seed=1, batch_size=3) == once
+    assert draw(temperature=0.7, seed=2) != once
+    assert draw(temperature=1e-6, seed=1) == draw()
+    with pytest.raises(ValueError, match="temperature"):
+        draw(temperature=-0.1)
+
+
+def test_tokens_are_drawn_as_often_as_their_probability_says() -> None:
+    model = tiny_model()
+    prompt = [5, 6, 7]
+    logits = model(mx.array([prompt]))[0, -1]
+    wanted = mx.softmax(logits / 0.25).tolist()
+    count = 2000
+    answers = generate_answers(
+        model, Numbers(frozenset()), [prompt] * count, max_tokens=1, batch_size=500, temperature=0.25, seed=3
+    )
+    drawn = Counter(answer.tokens[0] for answer in answers)
+    likeliest = sorted(range(len(wanted)), key=wanted.__getitem__)[-5:]
+    assert sum(wanted[token] for token in likeliest) > 0.15  # else this would test nothing
+    for token in likeliest:
+        deviation = (wanted[token] * (1 - wanted[token]) / count) ** 0.5
+        assert abs(drawn[token] / count - wanted[token]) < 4 * deviation
 
 
 def test_continuations_must_not_be_empty() -> None:

@@ -13,7 +13,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_lora.errors import ModelError
-from mlx_lora.model.load import LoadedModel, load_base, load_tokenizer
+from mlx_lora.lora.inject import transformer_layers
+from mlx_lora.model.load import LoadedModel, load_base, load_tokenizer, reload_layers
 from tests.tiny import CHATML, TRANSFORMERS, save_tiny_folder, tiny_model
 
 TOKENS = mx.array([[5, 9, 200, 17, 3, 60]])
@@ -49,6 +50,16 @@ def _types(base: LoadedModel) -> set[mx.Dtype]:
 
 def _kinds(base: LoadedModel) -> set[str]:
     return {type(module).__name__ for _, module in base.model.named_modules() if "Quantized" in type(module).__name__}
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_layers_that_are_loaded_again_are_those_of_the_base_bit_for_bit(family: str, tmp_path: Path) -> None:
+    base = load_base(str(save_tiny_folder(tmp_path / "m", family, bits=4)))
+    whole = base.model(TOKENS)
+    layers = transformer_layers(base.model)
+    layers[:3] = reload_layers(base, "auto", 3)
+    assert mx.array_equal(base.model(TOKENS), whole)
+    assert _types(base) == {mx.float32}
 
 
 @pytest.mark.parametrize("family", TRANSFORMERS)

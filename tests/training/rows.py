@@ -10,7 +10,7 @@ from mlx_lora.config import LoraSettings, OptimizerSettings, TrainSettings
 from mlx_lora.dataset.examples import Example
 from mlx_lora.lora.inject import inject_lora
 from mlx_lora.training.engine import Engine
-from mlx_lora.training.loop import Stepper
+from mlx_lora.training.loop import Stepper, build_schedule
 from mlx_lora.training.optim import build_optimizer
 from mlx_lora.training.parts import build_engine
 from mlx_lora.training.trainable import Trainable
@@ -78,7 +78,8 @@ def stepper(run: Trial, engine: Engine, *, compiled: bool = False, **optimizer: 
 def engine(run: Trial, rows: list[Example], parts: list[str] | str = "auto", **train: object) -> Engine:
     """The engine that a run over `rows` would use."""
     settings = TrainSettings.model_validate({"epochs": 2, "engine": parts, **train})
-    return build_engine(run.model, rows, settings, run.lora)[0]
+    batches = build_schedule([len(row.tokens) - 1 for row in rows], settings).first_batches()
+    return build_engine(run.model, rows, batches, settings, run.lora)[0]
 
 
 def differences(one: tuple, other: tuple) -> dict[str, float]:

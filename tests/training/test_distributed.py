@@ -19,7 +19,7 @@ from mlx_lora.commands.train import run_train
 from mlx_lora.config import RunConfig
 from mlx_lora.errors import TrainingError
 from mlx_lora.training import distributed
-from mlx_lora.training.checkpoint import load_newest_checkpoint
+from mlx_lora.training.checkpoint import find_checkpoint
 from mlx_lora.training.distributed import Group, join_group
 from mlx_lora.training.session import build_session
 from tests.tiny import save_tiny_folder
@@ -69,7 +69,14 @@ def run_file(base, tmp_path):
             "model": str(base),
             "data": {"train": str(tmp_path / "train.jsonl"), "valid": str(tmp_path / "valid.jsonl")},
             "lora": {"rank": 2, "alpha": 4, "layers": 2},
-            "train": {"epochs": 3, "batch_size": batch_size, "save_every": 2, "engine": "plain", **train},
+            "train": {
+                "epochs": 3,
+                "batch_size": batch_size,
+                "save_every": 2,
+                "engine": "plain",
+                "retention": None,
+                **train,
+            },
             "optimizer": {"learning_rate": 2e-3},
             "output_dir": str(tmp_path / name),
         }
@@ -201,7 +208,7 @@ def test_ctrl_c_ends_launcher_and_ranks_with_a_checkpoint(run_file, tmp_path):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: launcher and ranks
     finish(process)
-    progress, *_ = load_newest_checkpoint(tmp_path / "two" / "checkpoints")
+    progress = find_checkpoint(tmp_path / "two" / "checkpoints").progress
     assert progress.step == events(tmp_path / "two", "step")[-1]["step"]
 
 
@@ -218,7 +225,7 @@ def test_a_failing_rank_ends_the_others_with_a_saved_step(run_file, tmp_path):
     assert "OSError: this rank's disk is gone" in other_stderr
     assert re.search(LOST.format(saved="; step 3 is saved"), stderr)
     assert "start all ranks again with --resume" in stderr
-    progress, *_ = load_newest_checkpoint(tmp_path / "two" / "checkpoints")
+    progress = find_checkpoint(tmp_path / "two" / "checkpoints").progress
     assert (progress.step, progress.best_step) == (3, 2)
 
 
@@ -226,8 +233,8 @@ def test_without_the_rank_that_writes_the_last_checkpoint_stays(run_file, tmp_pa
     (code, _), (other_code, stderr) = pair(tmp_path, *worker("0", "3", str(signal.SIGKILL.value), run_file("two", 2)))
     assert (code, other_code) == (-signal.SIGKILL, 1)
     assert re.search("error: rank 1: " + LOST.format(saved="").removeprefix("error: "), stderr)
-    progress, *_, passed_over = load_newest_checkpoint(tmp_path / "two" / "checkpoints")
-    assert (progress.step, passed_over) == (2, [])
+    found = find_checkpoint(tmp_path / "two" / "checkpoints")
+    assert (found.progress.step, found.damaged) == (2, ())
 
 
 GROUP = "import mlx_lora, mlx.core as mx; from mlx_lora.training.distributed import join_group; group = join_group()\n"

@@ -7,7 +7,7 @@ import pytest
 from mlx_lora.dataset.batches import collate
 from mlx_lora.dataset.examples import Example
 from mlx_lora.training import head
-from mlx_lora.training.engine import Engine, shared_prefix_length
+from mlx_lora.training.engine import Engine, prefix_cut, shared_prefix_length
 from mlx_lora.training.frozen import FrozenStore, build_store, remove_frozen_layers
 from mlx_lora.training.trunk import find_trunk
 from tests.tiny import TRANSFORMERS, tiny_model
@@ -43,7 +43,7 @@ def test_parts_give_the_plain_gradients(family, bits, parts):
     way = engine(run, rows, parts)
     assert way.supervised_positions == ("supervised_positions" in parts)
     assert way.shared_prefix == ("shared_prefix" in parts)
-    assert ("prefix" in way.arrays(batch)) == ("shared_prefix" in parts)
+    assert ("pieces" in way.arrays(batch)) == ("shared_prefix" in parts)
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
 
 
@@ -69,9 +69,9 @@ def test_a_frozen_store_is_found_again(tmp_path):
     way = engine(run, rows)
     path = tmp_path / "store.npy"
     assert len(list(build_store(way.trunk, 3, rows, 4, path))) == 2  # rows done, then the store
-    written = path.stat().st_mtime_ns
+    written = path.stat().st_ino
     (store,) = build_store(way.trunk, 3, rows, 4, path)
-    assert path.stat().st_mtime_ns == written
+    assert path.stat().st_ino == written
     assert isinstance(store, FrozenStore)
     assert [file.name for file in tmp_path.iterdir()] == ["store.npy"]
 
@@ -95,7 +95,7 @@ def test_gradient_checkpointing_gives_the_plain_gradients(family):
     expected = plain_gradients(trial(family), batch)
     run = trial(family)
     way = engine(run, rows, gradient_checkpointing=True)
-    assert "prefix" in way.arrays(batch)
+    assert "pieces" in way.arrays(batch)
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), expected)
     names = {name for name, _ in run.trainable.arrays().items()}
     assert names == set(trial(family).trainable.arrays())  # wrapping changes no name
@@ -128,8 +128,27 @@ def test_a_prefix_that_is_a_whole_prompt_still_predicts_the_first_answer_token()
     assert shared_prefix_length(batch) == 23  # the prompt's last token is left to every row
     run = trial("llama")
     way = engine(run, rows)
-    assert way.arrays(batch)["prefix"].shape == (1, 20)
+    assert prefix_cut(batch) == (23, 4)
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])  # windows narrower than the prefix among them
+def test_a_prefix_longer_than_the_rows_goes_through_in_pieces(family):
+    rows = random_rows(6, shared=45, most=4, answers=3)
+    run = trial(family)
+    batch = collate(rows, range(6))
+    way = engine(run, rows)
+    arrays = way.arrays(batch)
+    assert arrays["pieces"].tolist() == [place * arrays["inputs"].shape[1] for place in range(len(arrays["pieces"]))]
+    assert len(arrays["pieces"]) > 3
+    assert_equal_gradients(stepper(run, way).gradients(arrays), plain_gradients(run, batch))
+
+
+def test_the_cut_takes_the_fewest_positions():
+    rows = random_rows(2, shared=6, most=50)
+    batch = collate(rows, range(2))
+    assert shared_prefix_length(batch) >= 6
+    assert prefix_cut(batch)[0] == 0  # a piece for six tokens would cost more than it saves two rows
 
 
 def test_long_answers_go_through_the_head_in_chunks_with_the_same_gradients(monkeypatch):
@@ -144,7 +163,7 @@ def test_long_answers_go_through_the_head_in_chunks_with_the_same_gradients(monk
     monkeypatch.setattr(way.trunk, "logits", lambda states: seen.append(states.shape) or logits(states))
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), expected)
     assert len(seen) == 7
-    assert {shape[1] for shape in seen} == {32, 16}  # 198 trained positions, padded to 208
+    assert {shape[1] for shape in seen} == {32, 8}  # 198 trained positions, padded to 200
 
 
 def test_rows_without_a_common_beginning_take_the_plain_way():
@@ -152,7 +171,7 @@ def test_rows_without_a_common_beginning_take_the_plain_way():
     run = trial()
     way = engine(run, rows)
     assert not way.shared_prefix
-    assert "prefix" not in way.arrays(collate(rows, range(4)))
+    assert "pieces" not in way.arrays(collate(rows, range(4)))
 
 
 @pytest.mark.parametrize("family", ["mamba"])

@@ -48,6 +48,25 @@ def test_every_row_is_in_an_epoch_once_and_the_last_partial_batch_is_used():
     assert first != [plan.micro_batches(step) for step in (4, 5, 6)]
 
 
+def test_every_step_rehearses_its_share_and_no_prompt_again_before_all_others():
+    plain = build_schedule(range(20), TrainSettings(epochs=4, batch_size=4, seed=3))
+    schedule = build_schedule(range(20), TrainSettings(epochs=4, batch_size=4, seed=3), replay_pool=9, replay_rows=7)
+    assert schedule.total_steps == plain.total_steps == 20
+    rehearsed = []
+    for step in range(1, 21):
+        taught, *replay = schedule.micro_batches(step)
+        assert [taught] == plain.micro_batches(step)
+        assert sum(map(len, replay)) in (1, 2)
+        rehearsed += [row for rows in replay for row in rows]
+    assert len(rehearsed) == 4 * 7
+    turns = [rehearsed[start : start + 9] for start in range(0, 27, 9)]
+    assert [sorted(turn) for turn in turns] == [list(range(20, 29))] * 3
+    assert len({tuple(turn) for turn in turns}) == 3
+    assert schedule.micro_batches(7) == schedule.micro_batches(7)
+    many = build_schedule(range(20), TrainSettings(epochs=1, batch_size=4), replay_pool=9, replay_rows=30)
+    assert [len(rows) for rows in many.micro_batches(1)] == [4, 4, 2]
+
+
 def test_a_single_row_trains():
     rows = random_rows(1)
     run, reports = run_steps(rows, epochs=5, optimizer={"learning_rate": 1e-2, "warmup_ratio": 0.0})
@@ -83,7 +102,7 @@ def test_padding_has_no_part_in_loss_or_gradient():
     rows = random_rows(3)
     run = trial()
     plain = stepper(run, Engine(run.model))
-    narrow, wide = collate(rows, range(3)), collate(rows, range(3), multiple=128)
+    narrow, wide = collate(rows, range(3)), collate(rows, range(3), width=128)
     assert narrow.inputs.shape[1] < wide.inputs.shape[1] == 128
     nats, gradients = plain.gradients(plain.engine.arrays(narrow))
     wide_nats, wide_gradients = plain.gradients(plain.engine.arrays(wide))

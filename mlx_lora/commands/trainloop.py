@@ -1,0 +1,121 @@
+"""The steps of `mlx-lora train` and what comes between them: validations, warnings, checkpoints, the adapter."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_lora.commands.trainstop import Stop
+from mlx_lora.screen import TrainScreen
+
+if TYPE_CHECKING:
+    from mlx_lora.training.runfolder import Metrics
+    from mlx_lora.training.session import Session
+    from mlx_lora.training.warnings import Watch
+
+
+def train_and_validate(
+    session: "Session", folder: Path, facts: dict[str, Any], metrics: "Metrics | None", stop: Stop
+) -> str:
+    """Train to the end, or until `stop` is asked; return what ended it: "steps", "patience" or "signal".
+
+    `metrics` is None on a rank that writes nothing.
+    """
+    from mlx_lora.training.distributed import RankLostError
+    from mlx_lora.training.warnings import Watch
+
+    train, schedule, group = session.config.train, session.schedule, session.group
+    watch = Watch(session.config, schedule, metrics.kept if metrics else ())
+    eval_every = schedule.steps_per_epoch if train.eval_every == "epoch" else train.eval_every
+    save_every = schedule.steps_per_epoch if train.save_every == "epoch" else train.save_every
+    first_step, whole = session.progress.step + 1, session.progress.step
+    with TrainScreen(first_step, schedule.total_steps) as screen:
+        try:
+            if session.out_of_patience():  # resumed where it had ended
+                return "patience"
+            if first_step == 1:
+                screen.warn(watch.start())
+            if first_step == 1 and session.valid_set:
+                _validate(session, folder, facts, metrics, screen, watch)
+            for report in session.steps():
+                if metrics:
+                    metrics.write("step", dataclasses.asdict(report))
+                screen.step(report)
+                screen.warn(watch.step(report))
+                last = report.step == schedule.total_steps
+                if session.valid_set and (last or report.step % eval_every == 0):
+                    _validate(session, folder, facts, metrics, screen, watch)
+                whole = report.step  # validated: a checkpoint of it can be resumed from
+                asked = group.any(stop.asked)
+                ended_by = "steps" if last else "patience" if session.out_of_patience() else "signal" if asked else ""
+                if ended_by or report.step % save_every == 0:
+                    session.require_equal_weights()
+                    _save(session, folder, facts, metrics)
+                if ended_by:
+                    return ended_by
+        except RankLostError as lost:
+            stop.over = True
+            if metrics and 0 < whole == session.progress.step:
+                _save(session, folder, facts, metrics)
+                lost.message += f"; step {whole} is saved"
+            raise
+    return "steps"  # resumed after the last step
+
+
+def _validate(
+    session: "Session",
+    folder: Path,
+    facts: dict[str, Any],
+    metrics: "Metrics | None",
+    screen: TrainScreen,
+    watch: "Watch",
+) -> None:
+    started = time.perf_counter()
+    loss = session.validation_loss()
+    seconds = time.perf_counter() - started
+    step = session.progress.step
+    if step == 0:
+        session.require_finite(loss)
+        session.progress.base_loss, best = loss, False
+    else:
+        best = session.note_validation(loss)
+    if metrics:
+        metrics.write("validation", {"step": step, "loss": loss, "best": best, "seconds": seconds})
+    screen.validation(step, loss, best, seconds)
+    screen.warn(watch.validation(step, loss))
+    if best and metrics:
+        _save_adapter(session, folder, facts)
+
+
+def _save(session: "Session", folder: Path, facts: dict[str, Any], metrics: "Metrics | None") -> None:
+    from mlx_lora.training.checkpoint import save_checkpoint
+    from mlx_lora.training.runfolder import adapter_files
+
+    if not metrics:
+        return
+    if not session.valid_set:
+        _save_adapter(session, folder, facts)
+    metrics.sync()
+    save_checkpoint(
+        folder / "checkpoints",
+        session.progress,
+        session.stepper.trainable.arrays(),
+        session.stepper.optimizer.state,
+        keep=session.config.train.keep_last,
+        best=adapter_files(folder),
+    )
+
+
+def _save_adapter(session: "Session", folder: Path, facts: dict[str, Any]) -> None:
+    import mlx.core as mx
+
+    from mlx_lora.lora.adapter import save_adapter
+
+    known = {name: value for name, value in facts.items() if name not in ("fingerprint", "run")}
+    save_adapter(
+        folder,
+        session.model,
+        settings=session.config.lora,
+        metadata={**known, "step": session.progress.step},
+        dtype=getattr(mx, session.config.lora.save_dtype),
+    )

@@ -1,0 +1,43 @@
+"""Rows that begin alike, so that a batch of them shares a long prompt prefix. Knows nothing of text or MLX."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from mlx_lora.dataset.examples import Example
+
+UNGROUPED = -1
+_LEAST_GAIN = 4  # tokens that a group must share beyond what its rows would share without it
+_LEVELS = 16
+_LEAST_BATCHES = 2  # rows of a smaller group would meet the same company in every epoch
+
+
+def prefix_groups(examples: Sequence[Example], batch_size: int) -> tuple[int, ...]:
+    """The group of each row: rows whose prompts begin with the same tokens, or UNGROUPED.
+
+    The longest shared beginnings are served first; a group has rows for at least two batches. Different system
+    prompts, contexts or question forms become groups of their own where there are rows enough.
+    """
+    groups = [UNGROUPED] * len(examples)
+    prompts = [prompt_length(example) for example in examples]
+    step = max(_LEAST_GAIN, max(prompts, default=0) // _LEVELS)
+    left = set(range(len(examples)))
+    count = 0
+    for length in range(max(prompts, default=0) // step * step, 0, -step):
+        alike: dict[bytes, list[int]] = defaultdict(list)
+        for row in sorted(left):
+            if prompts[row] >= length:
+                alike[examples[row].tokens[:length].tobytes()].append(row)
+        for rows in alike.values():
+            if len(rows) >= _LEAST_BATCHES * batch_size:
+                left.difference_update(rows)
+                for row in rows:
+                    groups[row] = count
+                count += 1
+    return tuple(groups)
+
+
+def prompt_length(example: Example) -> int:
+    """Number of leading inputs that predict no trained token."""
+    return max(0, int(np.argmax(example.loss_mask)) - 1) if example.loss_mask.any() else len(example.tokens) - 1

@@ -1,0 +1,119 @@
+"""Replay: prompts whose answers the base gives itself before training, and those answers as rows.
+
+Rehearsing them keeps what the base knew (self-synthesized rehearsal, arXiv 2403.01244). A row is not trained on its
+tokens but towards the probabilities that the base gave them and their rivals (learning without forgetting, arXiv
+1606.09282): while the model is still as the base was, there is no gradient, so no answer is learned by heart. Which
+prompts, how many and what a row is made of; the answers come from training/replay.py. Knows nothing of MLX.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlx_lora.config import DataSettings
+from mlx_lora.dataset.examples import Example, Expected
+from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.records import read_records
+from mlx_lora.errors import DataError
+from mlx_lora.files import typed_path
+
+BUILTIN_PROMPTS = Path(__file__).parent.parent / "data" / "replay_prompts.txt"
+
+
+@dataclass(frozen=True)
+class BaseAnswer:
+    """What the base says to a prompt, with its end token where it ended by itself, and what it expected meanwhile."""
+
+    tokens: list[int]
+    ended: bool
+    expected: Expected
+
+
+def replay_rows(taught: int, share: float | None) -> int:
+    """How many rows to add to an epoch's `taught` ones, so that they are `share` of all; at least one for a share."""
+    return max(1, round(taught * share / (1 - share))) if share and taught else 0
+
+
+def read_prompts(source: str | None) -> list[Record]:
+    """The prompts of a .txt file (one a line), of any data file (its answers are not used), or the built-in ones.
+
+    Each question once. Raises: DataError where there is no such file, or nothing in it.
+    """
+    if source is not None and not source.lower().endswith(".txt"):
+        records = read_records(source)
+    else:
+        records = _read_lines(BUILTIN_PROMPTS if source is None else typed_path(source))
+    first: dict[str, Record] = {}
+    for record in records:
+        first.setdefault(record.question_key, record)
+    return list(first.values())
+
+
+def choose_prompts(prompts: Iterable[Record], count: int, seed: int, asked: Iterable[Record]) -> list[Record]:
+    """At most `count` prompts, drawn by `seed`; none that the run's own rows ask: the base's answer would contradict.
+
+    A larger count keeps those of a smaller one.
+    """
+    taken = {record.question_key for record in asked}
+    free = [record for record in prompts if record.question_key not in taken]
+    # By hash, not by shuffle: a prompt added to the file does not change which of the others are drawn.
+    return sorted(free, key=lambda record: hashlib.sha256(f"{seed}/{record.question_key}".encode()).digest())[:count]
+
+
+def build_replay_examples(
+    prompts: Sequence[Sequence[int]], answers: Sequence[BaseAnswer], settings: DataSettings
+) -> list[Example]:
+    """The rows of prompts (token ids) and answers, without those that got none or have no room for one.
+
+    Only the answer is trained. One that did not end by itself, or is cut at data.max_seq_length, has no end token: the
+    model must not learn to end there. Raises: DataError where no prompt was answered.
+    """
+    examples = []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True), 1):
+        trained = min(len(answer.tokens), settings.max_seq_length - len(prompt))
+        if trained > 0 and len(answer.tokens) > answer.ended:  # an end alone is no answer
+            tokens = np.array([*prompt, *answer.tokens[:trained]], np.int32)
+            mask = np.arange(len(tokens)) >= len(prompt)
+            expected = Expected(answer.expected.tokens[:trained], answer.expected.shares[:trained])
+            examples.append(Example(tokens, mask, f"replay:{number}", None, len(tokens), expected))
+    if not examples:
+        raise DataError(
+            f"data.replay: the base answers none of {len(prompts)} prompts within data.max_seq_length",
+            "raise data.max_seq_length, or name other prompts with data.replay_prompts",
+        )
+    return examples
+
+
+def examples_sha256(examples: Sequence[Example]) -> str:
+    """SHA-256 of the rows' tokens and of what they are trained towards, in order."""
+    digest = hashlib.sha256()
+    for example in examples:
+        own = [] if example.expected is None else [example.expected.tokens, example.expected.shares]
+        for array in (np.int64(len(example.tokens)), example.tokens.astype(np.int32), example.loss_mask, *own):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _read_lines(path: Path) -> list[Record]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", "check data.replay_prompts") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 (byte {error.start + 1})", "save the file as UTF-8") from error
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    records = [
+        Record(
+            ({"role": "user", "content": line}, {"role": "assistant", "content": ""}),
+            place=f"{path}:{number}",
+            format="question/answer",
+        )
+        for number, line in lines
+        if line
+    ]
+    if not records:
+        raise DataError(f"{path}: holds no prompts", "write one a line")
+    return records

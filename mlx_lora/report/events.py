@@ -1,0 +1,89 @@
+"""metrics.jsonl back to what happened: start, steps, validations and the rest. Knows nothing of pages.
+
+Lenient where a run was: a torn last line, figures that are not finite and events of other versions are read around
+and counted, so that a page can say so.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlx_lora.files import named_errors
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Events:
+    """A run's events in their order; of two for one step the later counts."""
+
+    start: Event = field(default_factory=dict)
+    steps: tuple[Event, ...] = ()
+    validations: tuple[Event, ...] = ()
+    others: tuple[Event, ...] = ()  # neither of the above, such as resume, end, retention, warning
+    faulty_lines: tuple[int, ...] = ()  # counted from 1
+    torn: bool = False  # the last line was cut off
+
+    def of(self, kind: str) -> list[Event]:
+        """The other events of one kind."""
+        return [event for event in self.others if event["event"] == kind]
+
+    @property
+    def last_step(self) -> int:
+        """The newest optimizer update; 0 before the first."""
+        return int(self.steps[-1]["step"]) if self.steps else 0
+
+    @property
+    def facts(self) -> Event:
+        """What the run's first line tells of schedule, data, engine and machine; empty for runs before it did."""
+        found = self.start.get("run")
+        return found if isinstance(found, Mapping) else {}
+
+
+def read_events(path: Path) -> Events:
+    """The events in a metrics.jsonl; none where there is no such file. Raises: MlxLoraError when it cannot be read."""
+    if not path.exists():
+        return Events()
+    with named_errors(path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n")
+    whole, faulty = [], []
+    for number, line in enumerate(lines, start=1):
+        event = _event(line)
+        if event is not None:
+            whole.append(event)
+        elif line.strip():
+            faulty.append(number)
+    torn = bool(faulty) and faulty[-1] == len(lines)  # what was written whole ends in a newline
+    return Events(
+        start=next((event for event in whole if event["event"] == "start"), {}),
+        steps=_one_a_step(whole, "step"),
+        validations=_one_a_step(whole, "validation"),
+        others=tuple(event for event in whole if event["event"] not in ("start", "step", "validation")),
+        faulty_lines=tuple(faulty[:-1] if torn else faulty),
+        torn=torn,
+    )
+
+
+def number(event: Event, name: str) -> float:
+    """A figure of an event; NaN where it is missing or no number."""
+    value = event.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value)
+
+
+def _event(line: str) -> Event | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None
+
+
+def _one_a_step(events: list[Event], kind: str) -> tuple[Event, ...]:
+    found = {event["step"]: event for event in events if event["event"] == kind and type(event.get("step")) is int}
+    return tuple(found[step] for step in sorted(found))

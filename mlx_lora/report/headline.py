@@ -1,0 +1,131 @@
+"""Did it learn, and did it forget? One short answer each, from what was measured. Knows nothing of HTML."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mlx_lora.evaluation.result_format import EvaluationResult
+from mlx_lora.report.answers import metric_name, share_text
+from mlx_lora.report.events import number
+from mlx_lora.report.results import RETENTION_SET, Retention, changes
+from mlx_lora.report.runs import Run
+
+State = Literal["good", "bad", "unsure", "unknown"]
+
+_LEARNED: Mapping[str, tuple[State, str]] = {
+    "learned": ("good", "It learned"),
+    "mixed": ("unsure", "It gained and it lost"),
+    "no difference": ("unsure", "No difference from the base"),
+    "taught nothing": ("unsure", "It taught nothing"),
+    "worse": ("bad", "It got worse"),
+    "broken": ("bad", "It broke the model"),
+}
+_KEPT: Mapping[str, tuple[State, str]] = {
+    "learned": ("good", "It forgot nothing that was asked"),
+    "mixed": ("unsure", "It kept some and lost some"),
+    "no difference": ("good", "It forgot nothing that chance would not explain"),
+    "taught nothing": ("good", "It forgot nothing"),
+    "worse": ("bad", "It forgot"),
+    "broken": ("bad", "It forgot: the model is broken"),
+}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """An answer in a few words, the figures behind it, and the command that would tell more."""
+
+    state: State
+    title: str
+    sentence: str
+    command: str | None = None
+
+
+def learning_headline(run: Run) -> Headline:
+    """Whether it learned, by its answers; by the validation loss where nothing was asked."""
+    asked = [result for result in run.learning_results if result.verdict is not None]
+    if asked:
+        return _worst([_learned(result, run.was_trained_on(result)) for result in asked])
+    command = f"mlx-lora eval {run.place} --base"
+    alone = run.learning_results
+    if alone:
+        one = alone[0]
+        scored = f"{metric_name(one.metric)} {share_text(one, one.metric)}"
+        sentence = f"{one.data.name}: {scored}. The base was not asked the same questions."
+        return Headline("unknown", "Not compared with the base", sentence, command)
+    return _by_losses(run, command)
+
+
+def forgetting_headline(run: Run) -> Headline:
+    """Whether it forgot, by the questions that it was to leave as they were."""
+    asked = [result for result in run.retention_results if result.verdict is not None]
+    if asked:
+        return _worst([_kept(result) for result in asked])
+    if run.retention is not None:
+        return _at_the_end(run.retention)
+    command = f"mlx-lora eval {run.place} --base --data {RETENTION_SET}"
+    return Headline("unknown", "Forgetting was not measured", "Nobody asked what it knew before.", command)
+
+
+def _learned(result: EvaluationResult, trained_on: bool) -> Headline:
+    found = _compared(result, _LEARNED)
+    if not trained_on:
+        return found
+    title = "It knows its training rows" if found.state == "good" else found.title
+    sentence = f"{found.sentence} These are the rows that it was trained on: this shows memory, not learning."
+    return Headline(found.state, title, sentence)
+
+
+def _kept(result: EvaluationResult) -> Headline:
+    found, counts = _compared(result, _KEPT), changes(result)
+    knew = counts["broken"] + counts["kept right"] if counts else 0
+    if not counts or not knew:
+        return found
+    lost = f"Of {knew} that the base answers right, {counts['broken']} are wrong now."
+    return Headline(found.state, found.title, f"{found.sentence} {lost}")
+
+
+def _at_the_end(asked: Retention) -> Headline:
+    name = metric_name(asked.metric)
+    before, after = share_text(asked.base, asked.metric), share_text(asked.adapter, asked.metric)
+    sentence = (
+        f"{asked.data}, {name}: the base {before}, the adapter {after}. {asked.lost} answers that were right are wrong "
+        f"now, {asked.gained} the other way round."
+    )
+    if not asked.base.value(asked.metric):
+        return Headline("unknown", "The base had nothing to forget", sentence)
+    state, title = _KEPT["worse"] if asked.forgot else _KEPT["no difference"]
+    return Headline(state, title, sentence)
+
+
+def _compared(result: EvaluationResult, titles: Mapping[str, tuple[State, str]]) -> Headline:
+    assert result.verdict is not None
+    state, title = titles[result.verdict.kind]
+    return Headline(state, title, f"{result.data.name}: {result.verdict.sentence}.")
+
+
+def _worst(headlines: list[Headline]) -> Headline:
+    """The least happy of them, with the sentences of all."""
+    order: list[State] = ["bad", "unsure", "unknown", "good"]
+    chosen = min(headlines, key=lambda one: order.index(one.state))
+    return Headline(chosen.state, chosen.title, " ".join(one.sentence for one in headlines))
+
+
+def _by_losses(run: Run, command: str) -> Headline:
+    ends = run.events.of("end")
+    if run.ended_by == "error":
+        message = str(ends[-1].get("message") or "The files do not say which.")
+        return Headline("bad", "It ended with an error", message, None)
+    validations, base = run.events.validations, run.base_loss
+    unasked = "Nobody asked it questions yet."
+    if base is None or run.best_validation is None:
+        return Headline("unknown", "Not tested yet", unasked, command)
+    best, last = number(run.best_validation, "loss"), number(validations[-1], "loss")
+    if best < base:
+        title = "The validation loss fell"
+        return Headline("unknown", title, f"From {base:.4f} to {best:.4f} nats a token. {unasked}", command)
+    sentence = f"No validation came below the base's {base:.4f} nats a token; the last one was {last:.4f}."
+    if not math.isfinite(last) or last > 2 * base:
+        return Headline("bad", "It broke the model", f"{sentence} {unasked}", command)
+    title = "It taught nothing" if last == base else "No sign that it learned"
+    return Headline("unsure", title, f"{sentence} {unasked}", command)

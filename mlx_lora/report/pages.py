@@ -1,0 +1,173 @@
+"""A run, or several, as one HTML page: what goes where. The looks are in page/, the figures in the other modules.
+
+Everything in a page is escaped; its policy lets only our own script run, named by its hash, and loads nothing.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from mlx_lora import __version__
+from mlx_lora.evaluation.result_format import EvaluationResult
+from mlx_lora.report import answers, facts
+from mlx_lora.report.charts import Chart
+from mlx_lora.report.curves import run_charts
+from mlx_lora.report.events import number
+from mlx_lora.report.headline import forgetting_headline, learning_headline
+from mlx_lora.report.results import changes
+from mlx_lora.report.runs import Run
+
+GENERATOR = b'<meta name="generator" content="mlx-lora report">'
+
+_PAGE = Path(__file__).parent / "page"
+# How a question's state is shown: colour and words.
+STATES = {
+    "fixed": ("good", "fixed"),
+    "broken": ("bad", "broken"),
+    "kept right": ("unknown", "kept right"),
+    "kept wrong": ("unknown", "kept wrong"),
+    "right": ("good", "right"),
+    "wrong": ("bad", "wrong"),
+    "differ": ("unsure", "differ"),
+}
+
+
+def run_page(run: Run, made: datetime | None = None) -> str:
+    """The page of one run."""
+    results = [_result(run, result, f"answers-{place}") for place, result in enumerate(_ordered(run), start=1)]
+    charts = run_charts(run)
+    sections = [(one["key"], f"Answers: {one['name']}") for one in results]
+    sections += [("retention", "What it forgot")] if run.retention else []
+    sections += [("training", "Training")] if charts else []
+    base, adapter = facts.base_facts(run), facts.adapter_facts(run)
+    groups = [
+        [("Run", facts.run_facts(run)), ("Adapter", adapter), ("Trained with", facts.environment(run))],
+        [("Base", base)],
+    ]
+    return render(
+        "run.html.jinja",
+        charts,
+        made,
+        title=f"{run.name}: mlx-lora report",
+        sections=[*sections, ("run", "The run")],
+        run=run,
+        subtitle=_subtitle(run),
+        learning=learning_headline(run),
+        forgetting=forgetting_headline(run),
+        tiles=facts.tiles(run),
+        notes=facts.notes(run),
+        results=results,
+        retention=_retention(run),
+        validations=_validations(run),
+        data=facts.data_table(run),
+        groups=groups,
+        engine=facts.engine_parts(run),
+    )
+
+
+def render(template: str, charts: Sequence[Chart], made: datetime | None, **values: Any) -> str:
+    """The template filled in, with our style and script inside."""
+    loader = FileSystemLoader(_PAGE)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    script = (_PAGE / "report.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page: str = environment.get_template(template).render(
+        charts=charts,
+        chart_data={chart.key: chart.data() for chart in charts},
+        style=Markup((_PAGE / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=f"sha256-{digest}",
+        states=STATES,
+        version=__version__,
+        made=f"{made or datetime.now(UTC):%d %B %Y, %H:%M} UTC",
+        **values,
+    )
+    return page
+
+
+def _ordered(run: Run) -> list[EvaluationResult]:
+    """The results that tell of learning first, those of forgetting next."""
+    first = [*run.learning_results, *run.retention_results]
+    return [*first, *(result for result in run.results if result not in first)]
+
+
+def _result(run: Run, result: EvaluationResult, key: str) -> Mapping[str, Any]:
+    """What the page shows of one evaluation."""
+    base, name = result.base, answers.metric_name(result.metric)
+    figures, columns = [*([base] if base is not None else []), result], ["adapter"]
+    bars = [answers.bar("adapter", "one", result, result.metric)]
+    if base is not None:
+        columns.insert(0, "base")
+        bars.insert(0, answers.bar("base", "base", base, result.metric))
+    categories = [[f"{name}: {group}", *cells] for group, *cells in answers.category_rows(result)]
+    trained = " These are the rows that it was trained on." if run.was_trained_on(result) else ""
+    return {
+        "key": key,
+        "name": result.data.name,
+        "introduction": introduction(result) + trained,
+        "caption": f"{name}, in percent, with 95 % intervals",
+        "bars": bars,
+        "figures": facts.Table(["", *columns], [*answers.figure_rows(figures, result.metrics), *categories]),
+        "signs": result.signs,
+        "changes": changes(result),
+        "chance": _chance(result),
+        "questions": answers.single_questions(result, key),
+    }
+
+
+def _retention(run: Run) -> Mapping[str, Any] | None:
+    """What the run asked at its end, for bars."""
+    asked = run.retention
+    if asked is None:
+        return None
+    colours = (("base", "base", asked.base), ("adapter", "one", asked.adapter))
+    return {
+        "introduction": f"{asked.base.count} questions of {asked.data}, asked at the end of the training. "
+        f"Bars show {answers.metric_name(asked.metric)} with 95 % intervals.",
+        "caption": f"{answers.metric_name(asked.metric)}, in percent, with 95 % intervals",
+        "bars": [answers.bar(label, colour, figures, asked.metric) for label, colour, figures in colours],
+        "sentence": f"{asked.lost} answers that were right are wrong now, {asked.gained} the other way round.",
+    }
+
+
+def introduction(result: EvaluationResult) -> str:
+    """What was asked and how, in a sentence or two."""
+    data, settings = result.data, result.settings
+    of = f" of {data.rows:,}, evenly spread" if data.asked != data.rows else ""
+    how = "the likeliest choice counts" if data.kind == "choice" else f"answered {settings.get('sampling', 'greedy')}"
+    limit = settings.get("max_tokens")
+    how += f", at most {limit} tokens each" if limit and data.kind == "open" else ""
+    bars = f"Bars show {answers.metric_name(result.metric)} with 95 % intervals."
+    return f"{data.asked:,} questions{of}, from {data.source}; {how}; {result.timestamp[:10]}. {bars}"
+
+
+def _chance(result: EvaluationResult) -> str:
+    if result.comparison is None:
+        return ""
+    p = result.comparison[result.metric].p
+    text = "below 0.0001" if p < 1e-4 else f"{p:.4f}"
+    return f"Chance alone would make so uneven a change with probability {text} (exact, two-sided)."
+
+
+def _subtitle(run: Run) -> str:
+    model = run.origin.get("model") or run.setting("model")
+    started = str(run.facts.get("started", ""))[:10]
+    words = [f"{run.setting('lora.method') or 'adapter'} on {model}" if model else "", started]
+    return ", ".join(word for word in words if word)
+
+
+def _validations(run: Run) -> facts.Table | None:
+    events = run.events.validations
+    rows = [
+        [str(event["step"]), f"{number(event, 'loss'):.4f}", "best so far" if event.get("best") else ""]
+        for event in events
+    ]
+    return facts.Table(["step", "loss, nats a token", ""], rows) if rows else None

@@ -1,0 +1,89 @@
+"""The base's own answers to the replay prompts, and how sure it was of every token. Knows nothing of settings."""
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_lora.dataset.examples import Expected
+from mlx_lora.dataset.replay import BaseAnswer
+from mlx_lora.files import write_whole
+
+# Forgetting shows in how an answer begins; what follows costs as much to train and adds less.
+MOST_TOKENS = 48
+LIKELIEST = 32  # tokens whose probability is kept at each position; the others count as one
+_FORMAT = 2
+
+
+def answer_prompts(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], base: str, folder: Path
+) -> Iterator[tuple[int, int] | list[BaseAnswer]]:
+    """Yield (done, in all) while the base works, and last its greedy answers in the order of the prompts.
+
+    model: the base without adapters. `base` names its weights and how it computes. Answers are kept in `folder`, by
+    base, prompts and limit; what is found there is yielded at once.
+    """
+    from mlx_lora.model.generate import iter_answers
+
+    key = json.dumps(
+        [_FORMAT, base, MOST_TOKENS, LIKELIEST, sorted(tokenizer.eos_ids), tokenizer.eos_id, list(prompts)]
+    )
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
+    answers = _read(path)
+    if answers is None:
+        found: dict[int, tuple[list[int], bool]] = {}
+        for place, answer in iter_answers(model, tokenizer, prompts, max_tokens=MOST_TOKENS):
+            found[place] = ([*answer.tokens, *([tokenizer.eos_id] if answer.stopped else [])], answer.stopped)
+            yield len(found), 2 * len(prompts)
+        answers = []
+        for place, prompt in enumerate(prompts):
+            tokens, ended = found[place]
+            answers.append(BaseAnswer(tokens, ended, _expected(model, prompt, tokens)))
+            yield len(prompts) + len(answers), 2 * len(prompts)
+        write_whole(path, _packed(answers))
+        mx.clear_cache()
+    yield answers
+
+
+def _expected(model: nn.Module, prompt: list[int], answer: list[int]) -> Expected:
+    """What the model thinks comes next at each token of `answer`."""
+    logits = model(mx.array([[*prompt, *answer[:-1]]]))[0, len(prompt) - 1 :].astype(mx.float32)  # (A, V)
+    tokens = mx.argpartition(-logits, min(LIKELIEST, logits.shape[1] - 1), axis=-1)[:, :LIKELIEST]
+    shares = mx.exp(mx.take_along_axis(logits, tokens, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True))
+    return Expected(np.array(tokens).astype(np.int32), np.array(shares))
+
+
+def _packed(answers: Sequence[BaseAnswer]) -> bytes:
+    file = io.BytesIO()
+    np.savez(
+        file,
+        lengths=np.array([len(answer.tokens) for answer in answers]),
+        ended=np.array([answer.ended for answer in answers]),
+        answers=np.concatenate([np.array(answer.tokens, np.int32) for answer in answers]),
+        tokens=np.concatenate([answer.expected.tokens for answer in answers]),
+        shares=np.concatenate([answer.expected.shares for answer in answers]),
+    )
+    return file.getvalue()
+
+
+def _read(path: Path) -> list[BaseAnswer] | None:
+    """What an earlier run kept; None where it is not there or not whole."""
+    try:
+        with np.load(path) as kept:
+            lengths, ended, answers, tokens, shares = (
+                kept[name] for name in ("lengths", "ended", "answers", "tokens", "shares")
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    stops = np.cumsum(lengths)
+    return [
+        BaseAnswer(answers[start:stop].tolist(), bool(end), Expected(tokens[start:stop], shares[start:stop]))
+        for start, stop, end in zip(stops - lengths, stops, ended, strict=True)
+    ]

@@ -1,0 +1,100 @@
+"""`data.replay` in a run: the rows are said, hashed, resumed and trained like any others."""
+
+import json
+
+import pytest
+
+from mlx_lora.commands.check import run_check
+from mlx_lora.commands.train import run_train
+from mlx_lora.errors import DataError, TrainingError
+from mlx_lora.runfile import load_config
+from mlx_lora.training import replay
+from tests.commands.test_train import events, interrupted_after
+
+
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch):
+    monkeypatch.setattr(replay, "MOST_TOKENS", 5)
+
+
+@pytest.fixture
+def rehearse(run_file, tmp_path):
+    """A run file with data.replay: 0.4 and prompts of its own, one of them the run's: four rows join the six."""
+
+    def write(**sections):
+        (tmp_path / "prompts.txt").write_text("Who are you?\nWhat is tea?\nWhat is the sky?\nHello!\nName a bird.\n")
+        data = {"replay": 0.4, "replay_prompts": str(tmp_path / "prompts.txt"), **sections.pop("data", {})}
+        return run_file(data=data, **sections)
+
+    return write
+
+
+def test_replay_rows_join_every_step_and_are_told(rehearse, run_file, tmp_path, capsys):
+    assert run_train(rehearse()) == 0
+    said = capsys.readouterr().err
+    assert "replay: 4 rows join each epoch's 6 (40% of all), drawn from 4 that the base answered" in said
+    assert "6 training rows" in said
+    steps = events(tmp_path / "run", "step")
+    assert [event["epoch"] for event in steps][2] == 1.0  # as without replay: six rows in batches of two
+    plain = run_file(output_dir=str(tmp_path / "plain"))
+    assert run_train(plain) == 0
+    for event, without in zip(steps, events(tmp_path / "plain", "step"), strict=True):
+        assert event["learning_rate"] == without["learning_rate"]
+        assert event["targets"] > without["targets"]
+    facts = json.loads((tmp_path / "run" / "adapter_config.json").read_text())["mlx_lora"]
+    assert set(facts["data_sha256"]) == {"train", "valid", "replay"}
+
+
+def test_validation_before_the_first_step_is_that_of_a_run_without_replay(rehearse, tmp_path):
+    losses = []
+    for share in (None, 0.4):
+        assert run_train(rehearse(data={"replay": share}, output_dir=str(tmp_path / f"{share}"))) == 0
+        losses.append([event["loss"] for event in events(tmp_path / f"{share}", "validation")])
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][-1] != losses[1][-1]
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_resume_with_replay_gives_bitwise_the_uninterrupted_weights(rehearse, tmp_path, monkeypatch, engine):
+    settings = {"train": {"engine": engine}}
+    assert run_train(rehearse(**settings, output_dir=str(tmp_path / "whole"))) == 0
+    path = rehearse(**settings)
+    with monkeypatch.context() as patch:
+        interrupted_after(4, patch)
+        assert run_train(path) == 130
+    monkeypatch.setenv("MLX_LORA_CACHE", str(tmp_path / "empty"))  # the answers are given anew, and are the same
+    assert run_train(path, resume=True) == 0
+    resumed, whole = ((tmp_path / folder / "adapters.safetensors").read_bytes() for folder in ("run", "whole"))
+    assert resumed == whole
+
+
+def test_resume_refuses_other_replay_rows(rehearse, tmp_path, monkeypatch):
+    path = rehearse()
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        assert run_train(path) == 130
+    (tmp_path / "prompts.txt").write_text("Who am I?\n")
+    with pytest.raises(TrainingError, match=r"data\.replay: was "):
+        run_train(path, resume=True)
+
+
+def test_the_engine_and_the_plain_way_rehearse_alike(rehearse, tmp_path, capsys):
+    losses = []
+    for engine in ("plain", "auto"):
+        assert run_train(rehearse(train={"engine": engine}, output_dir=str(tmp_path / engine))) == 0
+        losses.append([event["loss"] for event in events(tmp_path / engine, "step")])
+    assert "the lower 2 of 4 layers ran once for 14 rows" in capsys.readouterr().err  # 6 + 4 + 4 validation rows
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_check_counts_the_rows_that_replay_adds(rehearse, capsys):
+    assert run_check(load_config(rehearse()), json_output=True, show=0) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["replay_rows"], report["steps_per_epoch"], report["steps"]) == (4, 3, 9)
+    assert run_check(load_config(rehearse()), json_output=False, show=0) == 0
+    assert "4 replay rows join each epoch" in capsys.readouterr().out
+
+
+def test_a_missing_prompt_file_ends_the_run_before_it_begins(rehearse, tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.txt: No such file"):
+        run_train(rehearse(data={"replay_prompts": str(tmp_path / "nowhere.txt")}))

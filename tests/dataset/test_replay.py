@@ -1,0 +1,181 @@
+"""Replay rows: which prompts, how many, and what of them is trained."""
+
+import re
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlx_lora.config import DataSettings
+from mlx_lora.dataset.batches import collate
+from mlx_lora.dataset.examples import Example, Expected
+from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.records import read_records
+from mlx_lora.dataset.replay import (
+    BaseAnswer,
+    build_replay_examples,
+    choose_prompts,
+    examples_sha256,
+    read_prompts,
+    replay_rows,
+)
+from mlx_lora.errors import DataError
+
+END = 2
+SETTINGS = DataSettings(train="rows.jsonl", max_seq_length=8)
+
+
+def prompts(*questions: str) -> list[Record]:
+    return [
+        Record(({"role": "user", "content": question}, {"role": "assistant", "content": ""})) for question in questions
+    ]
+
+
+@pytest.mark.parametrize(
+    ("taught", "share", "rows"),
+    [
+        (80, 0.2, 20),
+        (350, 0.25, 117),
+        (350, 0.5, 350),
+        (3, 0.1, 1),
+        (9, 0.0, 0),
+        (9, None, 0),
+        (0, 0.5, 0),
+    ],
+)
+def test_replay_rows_are_the_share_of_all_rows(taught: int, share: float | None, rows: int) -> None:
+    assert replay_rows(taught, share) == rows
+
+
+def said(*tokens: int, ended: bool = False) -> BaseAnswer:
+    """An answer, every token of which the base expected with probability 1/2, and its successor with 1/4."""
+    lines = np.array([[token, token + 1] for token in tokens], np.int32).reshape(-1, 2)
+    return BaseAnswer(list(tokens), ended, Expected(lines, np.tile(np.float32([0.5, 0.25]), (len(tokens), 1))))
+
+
+def rows_of(prompts: list[list[int]], answers: list[BaseAnswer]) -> list[Example]:
+    return build_replay_examples(prompts, answers, SETTINGS)
+
+
+def test_only_the_answer_is_trained_and_its_end_only_where_the_base_ended_by_itself() -> None:
+    ended, cut = rows_of([[5, 6], [5, 7]], [said(8, 9, END, ended=True), said(8, 9)])
+    assert (ended.tokens.tolist(), ended.loss_mask.tolist()) == ([5, 6, 8, 9, END], [False, False, True, True, True])
+    assert (cut.tokens.tolist(), cut.loss_mask.tolist()) == ([5, 7, 8, 9], [False, False, True, True])
+    assert ended.expected is not None
+    assert ended.expected.tokens.tolist() == [[8, 9], [9, 10], [END, END + 1]]
+
+
+def test_an_answer_that_does_not_fit_is_cut_with_its_end_and_its_probabilities() -> None:
+    (row,) = rows_of([[5, 6]], [said(8, 9, 10, 11, 12, 13, END, ended=True)])
+    assert row.tokens.tolist() == [5, 6, 8, 9, 10, 11, 12, 13]
+    assert row.expected is not None
+    assert row.expected.tokens[:, 0].tolist() == [8, 9, 10, 11, 12, 13]
+    assert row.expected.shares.shape == (6, 2)
+    (row,) = rows_of([[5, 6]], [said(8, 9, 10, 11, 12, END, ended=True)])
+    assert row.tokens.tolist() == [5, 6, 8, 9, 10, 11, 12, END]
+
+
+def test_prompts_without_an_answer_or_too_long_are_left_out() -> None:
+    answers = [said(END, ended=True), said(8, END, ended=True), said(9), said(10, END, ended=True)]
+    rows = rows_of([[5], [6], [7] * 8, [4]], answers)
+    assert [row.tokens.tolist() for row in rows] == [[6, 8, END], [4, 10, END]]
+    assert [row.place for row in rows] == ["replay:2", "replay:4"]
+
+
+def test_a_base_that_answers_nothing_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"data\.replay: the base answers none of 1 prompts"):
+        rows_of([[5]], [said(END, ended=True)])
+
+
+def test_batches_hold_the_probabilities_where_their_tokens_are_trained() -> None:
+    taught = Example(np.int32([5, 6, 7]), np.array([False, False, True]), "train:1", None)
+    rows = [taught, *rows_of([[5, 6], [5]], [said(8, 9), said(8, END, ended=True)])]
+    batch = collate(rows, [1, 0, 2])
+    assert batch.expected is not None
+    assert batch.expected_places is not None
+    assert batch.expected_places.tolist() == [1, 2, 8, 9]
+    assert batch.targets.reshape(-1)[batch.expected_places].tolist() == [8, 9, 8, END]
+    assert batch.expected.tokens[:, 0].tolist() == [8, 9, 8, END]
+    assert batch.targets_count == 5
+    assert collate(rows, [0]).expected is None
+
+
+def test_a_larger_count_keeps_the_prompts_of_a_smaller_and_another_seed_draws_others() -> None:
+    ten = prompts(*(f"Question {n}?" for n in range(10)))
+    few, many = choose_prompts(ten, 3, 0, []), choose_prompts(ten, 7, 0, [])
+    assert many[:3] == few
+    assert choose_prompts(ten[::-1], 3, 0, []) == few
+    assert choose_prompts(ten, 3, 1, []) != few
+    assert len(choose_prompts(ten, 99, 0, [])) == 10
+
+
+def test_what_the_run_teaches_or_asks_is_never_replayed() -> None:
+    asked = prompts("who won  the CUP in 1990?")
+    found = choose_prompts(prompts("Who won the Cup in 1990?", "Who are you?"), 9, 0, asked)
+    assert [record.question for record in found] == ["Who are you?"]
+
+
+def test_prompts_come_from_lines_or_from_rows_whose_answers_are_not_used(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("Who are you?\n\n  What is tea? \r\nwho are  you?\n", encoding="utf-8")
+    found = read_prompts(str(tmp_path / "prompts.txt"))
+    assert [record.question for record in found] == ["Who are you?", "What is tea?"]
+    assert found[1].place == f"{tmp_path}/prompts.txt:3"
+    (tmp_path / "rows.jsonl").write_text('{"question": "What is tea?", "answer": "A drink"}\n', encoding="utf-8")
+    assert [record.question for record in read_prompts(str(tmp_path / "rows.jsonl"))] == ["What is tea?"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "No such file"), (b" \n", "holds no prompts"), (b"ok\n\xff", r"not UTF-8 \(byte 4\)")]
+)
+def test_a_prompt_file_that_cannot_be_used_is_named(content: bytes | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=f"prompts.txt: {words}"):
+        read_prompts(str(path))
+
+
+def test_the_hash_of_rows_sees_tokens_masks_probabilities_and_order() -> None:
+    pairs = [([5, 6], said(8, 9)), ([5], said(6, 8, 9)), ([5, 6], said(8, 7)), ([5, 6], said(8, 9))]
+    rows = [rows_of([prompt], [answer])[0] for prompt, answer in pairs]
+    assert rows[0].tokens.tolist() == rows[1].tokens.tolist()
+    assert rows[3].expected is not None
+    rows[3].expected.shares[0, 0] = 0.6
+    orders = [rows, rows[::-1], *([row] for row in rows)]
+    assert len({examples_sha256(order) for order in orders}) == len(orders)
+
+
+SMALL = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are at be by called did do does for from had has have how in is it its like many much name of on one "
+        "s that the there they this to use used was were what when where which who why with you your",
+    )
+)
+
+
+def content_words(question: str) -> frozenset[str]:
+    return frozenset(re.findall(r"[a-z0-9]+", question.casefold())) - SMALL
+
+
+def test_the_built_in_prompts_are_many_and_ask_none_of_the_general_knowledge_questions() -> None:
+    built_in, kept_back = read_prompts(None), read_records("general-knowledge")
+    assert len(built_in) == len({content_words(record.question) | {record.question} for record in built_in}) >= 400
+    assert not {record.question_key for record in built_in} & {record.question_key for record in kept_back}
+    same = [
+        (one.question, other.question)
+        for one, other in product(built_in, kept_back)
+        if content_words(one.question) == content_words(other.question)
+    ]
+    assert same == []
+
+
+def test_no_built_in_prompt_gives_an_answer_of_general_knowledge_away() -> None:
+    """A prompt with all content words of a question and of its answer would rehearse what the set measures."""
+    told = [
+        (prompt.question, row.question)
+        for prompt, row in product(read_prompts(None), read_records("general-knowledge"))
+        if content_words(row.question) | content_words(row.answers[0]) <= content_words(prompt.question)
+    ]
+    assert told == []

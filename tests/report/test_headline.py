@@ -1,0 +1,140 @@
+"""Did it learn, did it forget: what a page answers in each case, with the command that would tell more."""
+
+import math
+
+import pytest
+
+from mlx_lora.report.headline import forgetting_headline, learning_headline
+from mlx_lora.report.runs import read_run
+from tests.report.run_folders import START, result, step, validation, whole_run, write_run
+
+GENERAL = {"name": "general-knowledge", "source": "general-knowledge"}
+
+
+def read(tmp_path, *results, events=None):
+    return read_run(write_run(tmp_path / "one", events, results=results))
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "title"),
+    [
+        ("learned", "good", "It learned"),
+        ("mixed", "unsure", "It gained and it lost"),
+        ("no difference", "unsure", "No difference from the base"),
+        ("taught nothing", "unsure", "It taught nothing"),
+        ("worse", "bad", "It got worse"),
+        ("broken", "bad", "It broke the model"),
+    ],
+)
+def test_every_verdict_of_eval_has_its_words(tmp_path, kind, state, title):
+    answer = learning_headline(read(tmp_path, result(kind=kind)))
+    assert (answer.state, answer.title, answer.command) == (state, title, None)
+    assert answer.sentence == f"data-test: the adapter answers 3 of 5, the base 2 of 5: {kind}."
+
+
+def test_the_runs_own_test_rows_decide_not_other_questions(tmp_path):
+    other = result(name="other", source="data/other.jsonl", kind="worse")
+    assert learning_headline(read(tmp_path, result(), other)).title == "It learned"
+
+
+def test_of_several_data_sets_the_worst_gives_the_title(tmp_path):
+    results = [result(name="a", source="a.jsonl"), result(name="b", source="b.jsonl", kind="worse")]
+    answer = learning_headline(read(tmp_path, *results))
+    assert answer.title == "It got worse"
+    assert "a: the adapter" in answer.sentence
+    assert "b: the adapter" in answer.sentence
+
+
+def test_knowing_the_training_rows_is_not_called_learning(tmp_path):
+    answer = learning_headline(read(tmp_path, result(sha256="a" * 64)))
+    assert answer.title == "It knows its training rows"
+    assert answer.sentence.endswith("this shows memory, not learning.")
+
+
+def test_without_the_base_nothing_is_claimed(tmp_path):
+    answer = learning_headline(read(tmp_path, result(base=False)))
+    assert (answer.state, answer.title) == ("unknown", "Not compared with the base")
+    assert answer.sentence.startswith("data-test: exact match 3 of 5, 60\N{NO-BREAK SPACE}% (23–88).")
+    assert answer.command == "mlx-lora eval …/one --base".replace("…", f"…/{tmp_path.name}")
+
+
+def test_without_answers_the_losses_are_told_and_the_command_named(tmp_path):
+    answer = learning_headline(read(tmp_path))
+    assert (answer.state, answer.title) == ("unknown", "The validation loss fell")
+    assert answer.sentence == "From 5.0000 to 0.5000 nats a token. Nobody asked it questions yet."
+    assert answer.command.endswith("/one --base")
+
+
+@pytest.mark.parametrize(
+    ("last", "state", "title"),
+    [
+        (5.0, "unsure", "It taught nothing"),
+        (5.1, "unsure", "No sign that it learned"),
+        (29.0, "bad", "It broke the model"),
+        (math.nan, "bad", "It broke the model"),
+    ],
+)
+def test_a_loss_that_never_fell_is_called_so(tmp_path, last, state, title):
+    events = [START, validation(0, 5.0), step(1), validation(1, 7.0), step(2), validation(2, last)]
+    answer = learning_headline(read(tmp_path, events=events))
+    assert (answer.state, answer.title) == (state, title)
+
+
+def test_a_run_that_ended_with_an_error_says_which(tmp_path):
+    end = {"event": "end", "step": 1, "ended_by": "error", "message": "step 2: the loss is nan"}
+    answer = learning_headline(read(tmp_path, events=[START, step(1), end]))
+    assert (answer.state, answer.title, answer.sentence) == ("bad", "It ended with an error", "step 2: the loss is nan")
+
+
+def test_forgetting_is_not_guessed(tmp_path):
+    answer = forgetting_headline(read(tmp_path, result()))
+    assert (answer.state, answer.title) == ("unknown", "Forgetting was not measured")
+    assert answer.command.endswith("/one --base --data general-knowledge")
+
+
+@pytest.mark.parametrize(
+    ("kind", "state", "title"),
+    [
+        ("worse", "bad", "It forgot"),
+        ("broken", "bad", "It forgot: the model is broken"),
+        ("no difference", "good", "It forgot nothing that chance would not explain"),
+        ("learned", "good", "It forgot nothing that was asked"),
+    ],
+)
+def test_general_knowledge_tells_what_was_forgotten(tmp_path, kind, state, title):
+    answer = forgetting_headline(read(tmp_path, result(**GENERAL, kind=kind)))
+    assert (answer.state, answer.title) == (state, title)
+    assert answer.sentence.endswith("Of 2 that the base answers right, 1 are wrong now.")
+
+
+def test_general_knowledge_does_not_tell_whether_it_learned(tmp_path):
+    run = read(tmp_path, result(**GENERAL))
+    assert learning_headline(run).title == "The validation loss fell"
+
+
+EVENT = {
+    **{"event": "retention", "step": 6, "data": "general-knowledge", "questions": 50, "base": 37, "adapter": 1},
+    **{"lost": 36, "gained": 0, "p": 2.9e-11, "metric": "contains", "forgot": True},
+}
+
+
+def test_what_the_run_asked_at_its_end_counts_where_eval_was_not_asked(tmp_path):
+    answer = forgetting_headline(read(tmp_path, events=[*whole_run(), EVENT]))
+    assert (answer.state, answer.title) == ("bad", "It forgot")
+    assert answer.sentence.replace("\N{NO-BREAK SPACE}", " ") == (
+        "general-knowledge, contains: the base 37 of 50, 74 % (60–84), the adapter 1 of 50, 2 % (0–10). "
+        "36 answers that were right are wrong now, 0 the other way round."
+    )
+    kept = {**EVENT, "adapter": 36, "lost": 1, "forgot": False}
+    answer = forgetting_headline(read(tmp_path, events=[*whole_run(), EVENT, kept]))
+    assert (answer.state, answer.title) == ("good", "It forgot nothing that chance would not explain")
+
+
+def test_a_base_that_knows_nothing_has_nothing_to_forget(tmp_path):
+    event = {**EVENT, "base": 0, "adapter": 0, "lost": 0, "forgot": False}
+    assert forgetting_headline(read(tmp_path, events=[*whole_run(), event])).title == "The base had nothing to forget"
+
+
+def test_a_retention_event_of_another_version_is_passed_over(tmp_path):
+    run = read(tmp_path, events=[*whole_run(), {"event": "retention", "step": 6}])
+    assert forgetting_headline(run).title == "Forgetting was not measured"
