@@ -30,7 +30,7 @@ def run_rows(
 
     taught = built["train"].examples
     counted = changed(config, batch_size=1) if config.train.batch_size == "auto" else config
-    replayed = stand_in_rows(counted, tokenizer, splits, len(taught)) if taught else []
+    replayed = stand_in_rows(counted, tokenizer, splits, taught) if taught else []
     return RunRows([*taught, *replayed], built["valid"].examples)
 
 

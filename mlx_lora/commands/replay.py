@@ -1,5 +1,6 @@
 """The replay rows of a run (data.replay), made while the base has no adapters yet."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlx_lora.config import RunConfig
@@ -15,13 +16,19 @@ if TYPE_CHECKING:
 
 
 def build_replay(
-    config: RunConfig, base: "LoadedModel", tokenizer: "Tokenizer", splits: "DataSplits", taught: int, ranks: int
+    config: RunConfig,
+    base: "LoadedModel",
+    tokenizer: "Tokenizer",
+    splits: "DataSplits",
+    taught: "Sequence[Example]",
+    ranks: int,
 ) -> "list[Example]":
-    """The rows that the epochs of `taught` rows draw from; says in one line what they are. Raises: DataError."""
+    """The rows that the epochs of the `taught` rows draw from; says in one line what they are. Raises: DataError."""
     from mlx_lora.dataset.replay import build_replay_examples, replay_rows
     from mlx_lora.training.replay import answer_prompts
 
-    count, prompts = replay_rows(taught, config.data.replay), _prompts(config, tokenizer, splits, taught, ranks)
+    count = replay_rows(len(taught), config.data.replay)
+    prompts = _prompts(config, tokenizer, splits, len(taught), ranks)
     if not count:
         return []
     name = f"{base.identity.config_sha256} {base.identity.weights_sha256} {base.compute}"
@@ -32,12 +39,12 @@ def build_replay(
                 answers = event
             else:
                 bar.show(*event)
-    rows = build_replay_examples(prompts, answers, config.data)
+    rows = build_replay_examples(prompts, answers, taught, config.data)
     ended = sum(answer.ended for answer in answers)
     trained = sum(int(row.loss_mask.sum()) for row in rows)
-    share = count / (count + taught)
+    joined = f"{count} rows join each epoch's {len(taught)} ({count / (count + len(taught)):.0%} of all)"
     talk.print(
-        f"replay: {count} rows join each epoch's {taught} ({share:.0%} of all), drawn from {len(rows)} that the base "
+        f"replay: {joined}, drawn from {len(rows)} that the base "
         f"answered ({trained:,} trained tokens; {ended} answers end, the others are cut)",
         markup=False,
         soft_wrap=True,
@@ -46,7 +53,7 @@ def build_replay(
 
 
 def stand_in_rows(
-    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", taught: int, ranks: int = 1
+    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", taught: "Sequence[Example]", ranks: int = 1
 ) -> "list[Example]":
     """Rows as long as the longest that build_replay can return, with nothing in their answers. Raises: DataError."""
     import numpy as np
@@ -55,12 +62,12 @@ def stand_in_rows(
     from mlx_lora.dataset.replay import BaseAnswer, build_replay_examples
     from mlx_lora.training.replay import LIKELIEST, MOST_TOKENS
 
-    prompts = _prompts(config, tokenizer, splits, taught, ranks)
+    prompts = _prompts(config, tokenizer, splits, len(taught), ranks)
     nothing = Expected(
         np.zeros((MOST_TOKENS, LIKELIEST), np.int32), np.full((MOST_TOKENS, LIKELIEST), 0.5 / LIKELIEST, np.float32)
     )
     answer = BaseAnswer([0] * MOST_TOKENS, False, nothing)
-    return build_replay_examples(prompts, [answer] * len(prompts), config.data) if prompts else []
+    return build_replay_examples(prompts, [answer] * len(prompts), taught, config.data) if prompts else []
 
 
 def _prompts(

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.errors import ModelError
-from mlx_lora.model.load import check_config, read_model
+from mlx_lora.model.load import check_config, check_size, read_model
 from mlx_lora.model.sources import Source, find_source
-from mlx_lora.model.weights import read_header, weight_files
+from mlx_lora.model.weights import read_headers, weight_files
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -23,8 +23,7 @@ def outline_base(name: str, *, revision: str | None = None) -> tuple["nn.Module"
     files = _files(source)
     if not files:
         return _from_config(source.path), "config.json (the weights are not on this disk yet)"
-    for file in files:
-        read_header(file)
+    check_size(source.path, read_headers(files))
     told = f"the header of {files[0].name}" if len(files) == 1 else f"the headers of {len(files)} weight files"
     return read_model(source.path)[0], told
 
