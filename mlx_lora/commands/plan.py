@@ -52,18 +52,19 @@ def _build(config: RunConfig) -> Plan:
     from mlx_lora.commands.rundata import load_run_tokenizer
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
     from mlx_lora.dataset.splits import load_splits
+    from mlx_lora.memory.bound import find_bounds
     from mlx_lora.memory.fitting import find_remedy, largest_batch, longest_row, savings
     from mlx_lora.memory.machine import find_room
     from mlx_lora.memory.prediction import Slices, predict, worst_rows
 
     room, folder = find_room(config.train.memory_limit_gb), frozen_folder()
-    require_weights_fit(config, room)
     splits = load_splits(config.data, config.train.seed)
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data)
     rows = run_rows(config, tokenizer, splits, built)
     config = resolve_auto(config, rows)
     inspect_splits(splits, built, tokenizer.eos_ids, config).raise_faults()
+    require_weights_fit(config, find_bounds(config, rows.train), room)
     talk.print("measuring on a thin slice of the model …", markup=False)
     slices = Slices(config, rows, folder, room.nbytes)
     prediction = predict(slices)

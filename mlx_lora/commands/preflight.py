@@ -15,6 +15,7 @@ from mlx_lora.screen import format_bytes
 if TYPE_CHECKING:
     from mlx_lora.dataset.examples import ExampleSet
     from mlx_lora.dataset.splits import DataSplits
+    from mlx_lora.memory.bound import Bounds
     from mlx_lora.memory.machine import Room
     from mlx_lora.memory.prediction import Phase
     from mlx_lora.memory.rows import RunRows
@@ -59,13 +60,14 @@ def fit_run(config: RunConfig, rows: "RunRows") -> None:
     """
     import mlx.core as mx
 
-    from mlx_lora.memory.bound import upper_bound
+    from mlx_lora.memory.bound import find_bounds
     from mlx_lora.memory.machine import choose_limits, find_room, set_limits
     from mlx_lora.memory.prediction import Slices, predict
 
     room = find_room(config.train.memory_limit_gb)
-    require_weights_fit(config, room)
-    peak, working = upper_bound(config, rows.train)
+    bounds = find_bounds(config, rows.train)
+    require_weights_fit(config, bounds, room)
+    peak, working = bounds.most, bounds.working
     needed = f"less than {format_bytes(peak)} needed"
     if peak > room.nbytes:
         try:
@@ -84,15 +86,12 @@ def fit_run(config: RunConfig, rows: "RunRows") -> None:
     talk.print(f"memory: {needed}, {format_bytes(room.nbytes)} there ({room.source})", markup=False, soft_wrap=True)
 
 
-def require_weights_fit(config: RunConfig, room: "Room") -> None:
-    """Raises: TrainingError where not even the weights fit: nothing is measured then."""
-    from mlx_lora.memory.bound import weight_bytes
-
-    needed = weight_bytes(config)
-    if needed > room.nbytes:
+def require_weights_fit(config: RunConfig, bounds: "Bounds", room: "Room") -> None:
+    """Raises: TrainingError where not even the weights fit: nothing is to be measured then."""
+    if bounds.least > room.nbytes:
         raise TrainingError(
-            f"{config.model}: this run does not fit: its weights alone need {format_bytes(needed)}, and there are "
-            f"{format_bytes(room.nbytes)} ({room.source})",
+            f"{config.model}: this run does not fit: its weights alone need {format_bytes(bounds.least)}, and there "
+            f"are {format_bytes(room.nbytes)} ({room.source})",
             "take a smaller base, or one with fewer bits",
         )
 

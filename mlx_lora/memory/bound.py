@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,8 +22,17 @@ _COPIES = 6
 _LEAST_HEAD = 16  # width of an attention head; narrower ones would make more scores
 
 
-def upper_bound(config: RunConfig, examples: Sequence[Example]) -> tuple[int, int]:
-    """Bytes that the run stays below, and how many of them come and go with a step."""
+@dataclass(frozen=True)
+class Bounds:
+    """Bytes between which a run stays."""
+
+    least: int  # the base's weights, as the run computes with them
+    most: int
+    working: int  # the part of `most` that comes and goes with a step
+
+
+def find_bounds(config: RunConfig, examples: Sequence[Example]) -> Bounds:
+    """What the run of `config` on these rows needs at least and at most. Raises: ModelError."""
     model, _ = outline_base(config.model, revision=config.revision)
     matrices = [module for module in model.modules() if _has_matrix(module)]
     widths = sum(_inputs_and_outputs(module) for module in matrices)
@@ -34,12 +44,8 @@ def upper_bound(config: RunConfig, examples: Sequence[Example]) -> tuple[int, in
         rows = max(rows, ROWS_AT_ONCE, POSITIONS_AT_ONCE // length)
     numbers = rows * length * (widths + vocabulary + length * heads) + config.lora.rank * widths
     working = int(4 * _COPIES * numbers)
-    return computed_bytes(model, "quantized") + computed_bytes(model, "float32") + working, working
-
-
-def weight_bytes(config: RunConfig) -> int:
-    """Bytes of the base's weights as the run computes with them: it needs at least these."""
-    return computed_bytes(outline_base(config.model, revision=config.revision)[0], config.compute)
+    stored, plain = computed_bytes(model, "quantized"), computed_bytes(model, "float32")
+    return Bounds(computed_bytes(model, config.compute), stored + plain + working, working)
 
 
 def _has_matrix(module: nn.Module) -> bool:

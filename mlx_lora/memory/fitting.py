@@ -10,7 +10,7 @@ import numpy as np
 from mlx_lora.config import ENGINE_PARTS, RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.lora.inject import iter_layers
-from mlx_lora.memory.bound import upper_bound
+from mlx_lora.memory.bound import find_bounds
 from mlx_lora.memory.prediction import Slices, predict
 from mlx_lora.memory.rows import RunRows, longer
 from mlx_lora.model.outline import outline_base
@@ -63,7 +63,8 @@ def resolve_batch_size(config: RunConfig, rows: RunRows, folder: Path, room: int
 
 
 def _fits(config: RunConfig, rows: RunRows, folder: Path, room: int) -> bool:
-    return upper_bound(config, rows.train)[0] <= room or peak_bytes(config, rows, folder, room) <= room
+    bounds = find_bounds(config, rows.train)
+    return bounds.least <= room and (bounds.most <= room or peak_bytes(config, rows, folder, room) <= room)
 
 
 def peak_bytes(config: RunConfig, rows: RunRows, folder: Path, room: int) -> int:

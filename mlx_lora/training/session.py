@@ -157,7 +157,16 @@ def build_session(
         raise TrainingError("there are no training rows", "see `mlx-lora check`")
     trainable = Trainable(model)
     group = group or Group()
-    schedule = schedule_rows(config, train_set, group.size)
+    taught = [example for example in train_set if example.expected is None]
+    batch_size = config.train.batch_rows * group.size
+    schedule = build_schedule(
+        [len(example.tokens) - 1 for example in taught],
+        config.train,
+        group.size,
+        groups=prefix_groups(taught, batch_size) if config.train.group_by_prefix else None,
+        replay_pool=len(train_set) - len(taught),
+        replay_rows=replay_rows(len(taught), config.data.replay),
+    )
     batches = [share for rows in schedule.first_batches() if (share := group.share(rows))]
     engine, reports = build_engine(model, train_set, batches, config.train, config.lora)
     model.train()
@@ -166,20 +175,6 @@ def build_session(
     if compiled:
         reports.append(PartReport("compiled_step", True, "loss, gradients and update as two compiled functions"))
     return Session(config, model, stepper, schedule, train_set, valid_set, Progress(), reports, group=group)
-
-
-def schedule_rows(config: RunConfig, train_set: Sequence[Example], ranks: int = 1) -> Schedule:
-    """Which rows of a run's `train_set` (of build_session) go into which step."""
-    taught = [example for example in train_set if example.expected is None]
-    batch_size = config.train.batch_rows * ranks
-    return build_schedule(
-        [len(example.tokens) - 1 for example in taught],
-        config.train,
-        ranks,
-        groups=prefix_groups(taught, batch_size) if config.train.group_by_prefix else None,
-        replay_pool=len(train_set) - len(taught),
-        replay_rows=replay_rows(len(taught), config.data.replay),
-    )
 
 
 def prepare_engine(session: Session, first_layer: int, base: str, folder: Path) -> Iterator[tuple[int, int]]:

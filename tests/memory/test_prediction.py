@@ -14,7 +14,7 @@ from mlx_lora.commands.train import run_train
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.memory import fitting, prediction, probe
-from mlx_lora.memory.bound import upper_bound
+from mlx_lora.memory.bound import Bounds, find_bounds
 from mlx_lora.memory.prediction import STEP, Slices, predict
 from mlx_lora.memory.rows import RunRows, longer, worst_batch
 from mlx_lora.memory.thin import cut_slice
@@ -83,7 +83,7 @@ def test_a_step_is_predicted_to_fifteen_percent_and_hardly_ever_too_low(
     config = run_config(folder, family, **sections)
     rows = run_rows(config)
     predicted = predict(Slices(config, rows, folder, PLENTY))
-    assert upper_bound(config, rows.train)[0] > 2 * predicted.worst.total
+    assert find_bounds(config, rows.train).most > 2 * predicted.worst.total
     assert predicted.step.optimizer == 2 * predicted.step.adapter  # AdamW: two moments
     ratio = predicted.step.total / measured_step_peak(config, monkeypatch)
     assert 0.95 < ratio < 1.15
@@ -118,7 +118,7 @@ def test_auto_takes_the_largest_power_of_two_that_fits_and_keeps_an_epoch_long(
     few = run_rows(config)
     many = RunRows([*few.train] * 40, [])
     # A batch of n rows needs n bytes more than the bound lets pass.
-    monkeypatch.setattr(fitting, "upper_bound", lambda *_: (PLENTY, 0))
+    monkeypatch.setattr(fitting, "find_bounds", lambda *_: Bounds(0, PLENTY, 0))
     monkeypatch.setattr(fitting, "peak_bytes", lambda config, *_: config.train.batch_rows)
 
     def taken(rows: RunRows, room: int) -> int:
