@@ -30,6 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("memory")
     for family in ("llama", "gemma3", "mixtral"):
         save_tiny_folder(folder / family, family, layers=12)
+    save_tiny_folder(folder / "small", layers=2)
     rows = [{"question": f"{n} " + "word " * (5 + n % 20), "answer": "yes " * (1 + n % 5)} for n in range(24)]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
@@ -100,7 +101,7 @@ def test_a_slice_keeps_some_layers_of_each_kind_and_knows_the_whole_model(folder
 
 def test_the_largest_batch_and_the_longest_row_fill_the_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "_POSITIONS", 512)
-    config = run_config(folder)
+    config = run_config(folder, "small")
     slices = Slices(config, run_rows(config), folder, PLENTY)
     rows = sorted(slices.rows.train, key=lambda row: len(row.tokens))
     room = slices.step([rows[-1 - place % 24] for place in range(16)]).total
@@ -131,9 +132,9 @@ def test_auto_takes_the_largest_power_of_two_that_fits_and_keeps_an_epoch_long(
 
 
 def test_the_remedy_fits_and_keeps_the_rows_of_an_update_where_that_is_enough(folder: Path) -> None:
-    config = run_config(folder, train={"batch_size": 16})
+    config = run_config(folder, "small", train={"batch_size": 16})
     rows = run_rows(config)
-    half = run_config(folder, train={"batch_size": 8, "gradient_accumulation_steps": 2})
+    half = run_config(folder, "small", train={"batch_size": 8, "gradient_accumulation_steps": 2})
     room = int(1.02 * fitting.peak_bytes(half, rows, folder, PLENTY))
     remedy = fitting.find_remedy(config, rows, folder, room)
     assert remedy is not None
@@ -155,7 +156,7 @@ def test_remedies_become_harder_one_after_the_other(folder: Path, monkeypatch: p
 
 def test_measuring_stops_before_it_takes_more_than_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "_AT_ONCE", 256)
-    config = run_config(folder)
+    config = run_config(folder, "small")
     rows = run_rows(config)
     measured: list[int] = []
     step = probe.Probe.step
@@ -186,7 +187,7 @@ def test_the_worst_batch_is_the_one_with_the_most_positions() -> None:
 
 
 def test_phases_come_in_the_order_of_the_run(folder: Path) -> None:
-    config = run_config(folder, lora={"layers": 6}, train={"epochs": 2}, data={"valid_share": 0.2})
+    config = run_config(folder, "small", lora={"layers": 1}, train={"epochs": 2}, data={"valid_share": 0.2})
     phases = predict(Slices(config, run_rows(config), folder, PLENTY)).phases
     assert [phase.name for phase in phases] == [
         "loading the base",
