@@ -86,6 +86,15 @@ def check(
 
 
 @app.command()
+def plan(config: RunFile, overrides: Overrides = None, json_output: JsonOutput = False) -> None:
+    """Predict the memory of a run without loading weights; exit 1 when it does not fit."""
+    from mlx_lora.commands.plan import run_plan
+    from mlx_lora.runfile import load_config
+
+    raise typer.Exit(run_plan(load_config(config, overrides or []), json_output=json_output))
+
+
+@app.command()
 def train(
     config: RunFile,
     overrides: Overrides = None,

@@ -32,9 +32,11 @@ ROOMS: dict[str, set[str]] = {
     "training": FOUNDATION | MATERIALS,
     "evaluation": FOUNDATION | MATERIALS,
     "chat": FOUNDATION | MATERIALS | {"console"},
+    # A run is measured on a slice of its model with its own session, engine and steps.
+    "memory": FOUNDATION | MATERIALS | {"training"},
     # A page says figures in the words of evaluation's tables and sizes in those of the training screen.
     "report": FOUNDATION | {"evaluation", "runfile", "screen"},
-    "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"console", "screen", "runfile", "report"},
+    "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"memory", "console", "screen", "runfile", "report"},
     "cli": {"commands", "runfile"},
     "__main__": {"cli", "console", "errors"},
     "__init__": {"_blas"},
@@ -48,7 +50,7 @@ OUTSIDE = {
     "huggingface_hub": {"model"},
     "datasets": {"dataset"},
     "torch": set[str](),
-    "mlx": {"lora", "model", "commands"} | WORKSHOPS,
+    "mlx": {"lora", "model", "commands", "memory"} | WORKSHOPS,
     "typer": {"cli", "__main__"},
     "yaml": {"runfile"},
     "prompt_toolkit": {"chat"},
