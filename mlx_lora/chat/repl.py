@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mlx_lora.chat.lines import COMMANDS, Command, parse_line
-from mlx_lora.chat.places import adapter_names, append_row, find_adapter
+from mlx_lora.chat.places import adapter_names, append_row
 from mlx_lora.chat.screen import TerminalScreen, visible
 from mlx_lora.chat.session import Session, SystemPrompt
 from mlx_lora.console import print_error, talk
@@ -88,13 +88,11 @@ class Repl:
         attached = self.session.voice.attached
         if attached is None:
             return "none: the base answers" + (" (/adapter NAME)" if adapter_names() else "")
-        applied = attached.applied
-        changes = f"changes their weights by {applied.delta_ratio:.1%}"
-        return f"{attached.label} · {applied.active_modules} modules active · {changes}"
+        return f"{attached.label} · {attached.line}"
 
     def _notes(self) -> None:
         attached = self.session.voice.attached
-        for note in attached.applied.notes if attached is not None else ():
+        for note in attached.notes if attached is not None else ():
             talk.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
     def _help(self, _argument: str) -> None:
@@ -116,7 +114,7 @@ class Repl:
             voice.switch(False)
             talk.print("the base answers, with the same prompt and conversation", style="dim")
         else:
-            voice.use(find_adapter(argument))
+            voice.use(argument)
             talk.print(escape(self._describe_adapter()), style="dim", highlight=False)
             self._notes()
             if self.session.chosen_system is None and self.session.system is not None:

@@ -80,7 +80,7 @@ def _open_session(
     with talk.status("loading…") if talk.is_terminal else nullcontext():
         from mlx_lora.chat.voice import load_voice  # importing MLX and transformers takes seconds, too
 
-        voice = load_voice(folder, model=model, revision=revision)
+        voice = load_voice([] if folder is None else [folder], model=model, revision=revision)
     return Session(voice, screen, sampling, chosen)
 
 

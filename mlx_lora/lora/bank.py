@@ -77,7 +77,10 @@ class AdapterBank:
 
     def parse(self, text: str) -> Mix:
         """What activate would put on for `text`; nothing is put on. Raises: AdapterError."""
-        return parse_mix(text, self._residents)
+        mix = parse_mix(text, self._residents.__contains__)
+        for name in mix.names:
+            self.resident(name)
+        return mix
 
     def add(self, name: str, folder: Path, *, replace: bool = False) -> Resident:
         """Read the adapter in `folder`, check it against the base and keep it as `name`; what answers stays.

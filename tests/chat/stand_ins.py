@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from mlx_lora.chat.places import find_adapter
 from mlx_lora.chat.rendering import Rendering
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.errors import AdapterError, ModelError
@@ -37,12 +38,12 @@ class ScriptedVoice:
     def label(self) -> str:
         return str(self.attached.label) if self.attached and self.enabled else "base"
 
-    def use(self, folder: Path) -> None:
+    def use(self, who: str | Path) -> None:
+        folder = find_adapter(who) if isinstance(who, str) else who
         if folder.name not in self.adapters:
             raise AdapterError(f"{folder}: belongs to another base")
-        self.attached = SimpleNamespace(
-            label=folder.name, applied=SimpleNamespace(active_modules="7/7", delta_ratio=0.01, notes=("a note",))
-        )
+        line = "7/7 modules active · changes their weights by 1.0%"
+        self.attached = SimpleNamespace(label=folder.name, line=line, notes=("a note",))
         self.enabled = True
 
     def switch(self, enabled: bool) -> None:
