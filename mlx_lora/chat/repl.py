@@ -8,12 +8,15 @@ from typing import Protocol
 from rich.markup import escape
 from rich.table import Table
 
+from mlx_lora.chat.columns import side_by_side
 from mlx_lora.chat.lines import COMMANDS, Command, parse_line
 from mlx_lora.chat.places import adapter_names, append_row
-from mlx_lora.chat.screen import TerminalScreen, visible
+from mlx_lora.chat.screen import TerminalScreen, visible, write_answer
 from mlx_lora.chat.session import Session, SystemPrompt
+from mlx_lora.chat.transcript import markdown_transcript
 from mlx_lora.console import print_error, talk
 from mlx_lora.errors import MlxLoraError
+from mlx_lora.files import write_whole
 
 _SHOWN = 240  # characters of the system prompt in the header
 _KEYS = "Alt-Enter: new line · Ctrl-C: stop the answer · Ctrl-D: leave"
@@ -48,6 +51,7 @@ class Repl:
             "set": self._set,
             "thinking": self._thinking,
             "save": self._save,
+            "export": self._export,
             "quit": self._quit,
         }
 
@@ -121,15 +125,19 @@ class Repl:
                 talk.print(f"its system prompt: {escape(visible(self.session.system))}", style="dim", soft_wrap=True)
 
     def _adapters(self, _argument: str) -> None:
-        names = adapter_names()
-        for name in names:
-            mark = "*" if name == self.session.voice.label else " "
-            talk.print(f"{mark} {escape(name)}")
-        if not names:
+        voice = self.session.voice
+        table = Table.grid(padding=(0, 2))
+        for name in dict.fromkeys([*voice.choices, *adapter_names()]):
+            mark = "*" if name == voice.label else " "
+            line = voice.lookup(name).line if name in voice.choices else ""
+            table.add_row(f"{mark} {escape(visible(name))}", f"[dim]{escape(line)}[/]")
+        talk.print(table)
+        if not table.row_count:
             talk.print("adapters/ holds none yet: `mlx-lora train` makes them", style="dim")
 
     def _compare(self, question: str) -> None:
-        self.session.compare(question, lambda label: talk.print(f"[bold]{escape(label)}[/]"))
+        with side_by_side(1 + len(self.session.voice.choices), self.screen) as open_screen:
+            self.session.compare(question, open_screen)
 
     def _retry(self, _argument: str) -> None:
         turns = list(self.session.conversation.turns)
@@ -187,6 +195,23 @@ class Repl:
         if cut:
             which = ", ".join(map(str, cut))
             talk.print(f"[yellow]note:[/] cut short: answer {which}; a row teaches the model to stop there")
+
+    def _export(self, argument: str) -> None:
+        voice, sampling = self.session.voice, self.session.sampling
+        text = markdown_transcript(
+            self.session.conversation,
+            base=voice.base.identity.name,
+            system=self.session.system,
+            sampling=sampling.described(),
+        )
+        if not argument:
+            write_answer(text)
+            return
+        path = Path(argument).expanduser()
+        if path.exists():
+            raise MlxLoraError(f"{path}: exists already", "take another name; nothing was overwritten")
+        write_whole(path, text)
+        talk.print(f"written to {escape(str(path.resolve()))}", soft_wrap=True)
 
     def _quit(self, _argument: str) -> None:
         raise Leave

@@ -84,6 +84,12 @@ class Voice:
         begin, end = wrapper.think_start, wrapper.think_end
         return (begin, end) if begin and end else THINK_TAGS
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Who can answer beside the base: the adapters in the bank, and the mix that was chosen last."""
+        mix = () if self.attached is None or self.attached.label in self.bank.names else (self.attached.label,)
+        return (*self.bank.names, *mix)
+
     def add(self, folder: Path, name: str | None = None) -> str:
         """Keep the adapter in `folder` in the bank, read anew where its files have changed; return its name there.
 
@@ -107,14 +113,24 @@ class Voice:
         parts = tuple((self.add(find_adapter(name)), weight) for name, weight in mix.parts)
         return self.answer_as(str(Mix(parts)))
 
-    def answer_as(self, names: str) -> Attached:
-        """Answer as an adapter of the bank, or a mix of several, by their names there. Raises: AdapterError."""
+    def lookup(self, names: str) -> Attached:
+        """An adapter of the bank, or a mix of several, by the names there. Raises: AdapterError."""
         mix = self.bank.parse(names)
         residents = tuple(self.bank.resident(name) for name in mix.names)
         first = residents[0].adapter
-        attached = Attached(str(mix), residents, rendering_of(first.config, first.folder))
+        return Attached(str(mix), residents, rendering_of(first.config, first.folder))
+
+    def answer_as(self, names: str) -> Attached:
+        """Answer as what `lookup` finds, which it returns. Raises: AdapterError; who answers is then as before."""
+        attached = self.lookup(names)
         self._put(attached, True)
         return attached
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter of the bank; where it answers, the base does from now on. Raises: AdapterError."""
+        self.bank.remove(name)
+        if self.attached is not None and name in [resident.name for resident in self.attached.residents]:
+            self._put(None, False)
 
     def switch(self, enabled: bool) -> None:
         """Switch the adapter on or off; the prompt stays rendered as the adapter wants it, so that only it differs.
@@ -198,17 +214,19 @@ class Voice:
         return self._tokenizers[template]
 
 
-def load_voice(adapters: Sequence[Path], *, model: str | None, revision: str | None) -> Voice:
+def load_voice(adapters: Sequence[str | Path], *, model: str | None, revision: str | None) -> Voice:
     """Load the base (`model`, or that of the first adapter, or the built-in one) and all `adapters`; the first answers.
 
-    Raises: ModelError, AdapterError.
+    adapters: as Voice.use takes them. Raises: ModelError, AdapterError.
     """
-    if adapters and model is None:
-        config, _ = read_adapter_config(adapters[0])
-        model, stored_revision = model_of(config, adapters[0])
+    folders = [find_adapter(name) for who in adapters for name in parse_mix(str(who), is_adapter).names]
+    if folders and model is None:
+        config, _ = read_adapter_config(folders[0])
+        model, stored_revision = model_of(config, folders[0])
         revision = revision or stored_revision
     voice = Voice(load_base(model or DEFAULT_MODEL, revision=revision))
-    names = [voice.add(folder) for folder in adapters]
-    if names:
-        voice.answer_as(names[0])
+    for folder in folders:
+        voice.add(folder)
+    if adapters:
+        voice.use(adapters[0])
     return voice

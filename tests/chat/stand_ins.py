@@ -1,7 +1,8 @@
 """Stand-ins for what a chat needs: a voice that says what it is told to, a reader of written entries."""
 
 import signal
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,22 @@ class ScriptedVoice:
         line = "7/7 modules active · changes their weights by 1.0%"
         self.attached = SimpleNamespace(label=folder.name, line=line, notes=("a note",))
         self.enabled = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return () if self.attached is None else (self.attached.label,)
+
+    def lookup(self, _name: str) -> Any:
+        return self.attached
+
+    def answer_as(self, _name: str) -> None:
+        self.switch(True)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        before = self.enabled
+        yield
+        self.enabled = before
 
     def switch(self, enabled: bool) -> None:
         if self.attached is None:

@@ -227,6 +227,22 @@ def test_a_mix_answers_as_the_sum_of_the_dense_updates(folders: Path, family: st
     assert same(answer(bank), bare)
 
 
+def test_a_mix_put_on_again_is_the_same_layers_until_one_of_them_is_another(folders: Path) -> None:
+    bank = bank_of(folders, "wide", "upper")
+
+    def layers(text: str) -> list[int]:
+        bank.activate(text)
+        return [id(layer) for _, layer in iter_lora_modules(bank.model)]
+
+    first = layers("wide:0.7+upper:0.3")
+    others = [layers(f"wide:{weight}+upper") for weight in (2, 3, 4)]
+    assert layers("wide:0.7+upper:0.3") == first
+    others.append(layers("wide:5.0+upper"))  # the fifth: the one used longest ago goes
+    assert layers("wide:2+upper") != others[0]
+    bank.add("upper", folders / "attention", replace=True)
+    assert layers("wide:0.7+upper:0.3") != first
+
+
 @pytest.mark.parametrize("text", ["dora:0.5", "dora+upper", "dora:1+wide:0.1"])
 def test_dora_in_a_sum_is_refused_with_its_reason(folders: Path, text: str) -> None:
     bank = bank_of(folders, "dora", "upper", "wide")
