@@ -126,11 +126,15 @@ class Voice:
         self._put(attached, True)
         return attached
 
+    def answer_as_base(self) -> None:
+        """Answer as the base alone, its prompts plain."""
+        self._put(None, False)
+
     def remove(self, name: str) -> None:
         """Forget an adapter of the bank; where it answers, the base does from now on. Raises: AdapterError."""
         self.bank.remove(name)
         if self.attached is not None and name in [resident.name for resident in self.attached.residents]:
-            self._put(None, False)
+            self.answer_as_base()
 
     def switch(self, enabled: bool) -> None:
         """Switch the adapter on or off; the prompt stays rendered as the adapter wants it, so that only it differs.
