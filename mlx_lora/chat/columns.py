@@ -44,6 +44,7 @@ def side_by_side(count: int, plain: Screen) -> Iterator[Callable[[str], Screen]]
 
         yield open_column
     console.print(_table(columns, count))
+    talk.print()
 
 
 @dataclass

@@ -80,6 +80,9 @@ class Repl:
     def _header(self) -> None:
         voice = self.session.voice
         facts = {"base": voice.base.identity.name, "compute": voice.base.compute, "adapter": self._describe_adapter()}
+        others = [name for name in voice.choices if name != voice.label]
+        if others:
+            facts["beside"] = f"{', '.join(others)} (/adapter, /compare)"
         if self.session.system is not None:
             facts["system"] = shorten(self.session.system, _SHOWN, placeholder="… (/system shows all of it)")
         facts["answers"] = self.session.sampling.described()
