@@ -13,6 +13,7 @@ from mlx_lora.chat.voice import DEFAULT_MODEL, Voice
 from mlx_lora.dataset.formats import RowError, record_from_row
 from mlx_lora.dataset.record import Message
 from mlx_lora.errors import DataError, MlxLoraError
+from mlx_lora.files import typed_path
 from mlx_lora.model.load import load_base
 
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or messages {"role": …, "content": …}
@@ -69,7 +70,7 @@ class LoraModel:
 
         Raises: AdapterError, also for a name that is taken; all is then as before.
         """
-        self._voice.add(Path(folder), name)
+        self._voice.add(typed_path(folder), name)
         return self
 
     def remove_adapter(self, name: str) -> "LoraModel":

@@ -14,8 +14,8 @@ from rich.text import Text
 
 from mlx_lora.chat.answer_text import AnswerText
 from mlx_lora.chat.conversation import Ending
-from mlx_lora.chat.screen import Measured, Screen, visible
-from mlx_lora.console import talk
+from mlx_lora.chat.screen import Measured, Screen
+from mlx_lora.console import talk, visible
 
 NARROWEST = 30  # characters of a column; with less the answers come one below the other
 

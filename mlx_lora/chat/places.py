@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lora.errors import AdapterError, MlxLoraError
-from mlx_lora.files import named_errors
+from mlx_lora.files import named_errors, typed_path
 
 ADAPTERS = Path("adapters")
 _CONFIG = "adapter_config.json"
@@ -21,7 +21,7 @@ def adapter_names(root: Path = ADAPTERS) -> list[str]:
 
 def is_adapter(text: str, root: Path = ADAPTERS) -> bool:
     """Whether find_adapter finds an adapter by `text`."""
-    return _adapter_folder(Path(text).expanduser(), root) is not None
+    return _adapter_folder(typed_path(text), root) is not None
 
 
 def find_adapter(text: str, root: Path = ADAPTERS) -> Path:
@@ -29,7 +29,7 @@ def find_adapter(text: str, root: Path = ADAPTERS) -> Path:
 
     Raises: AdapterError with near names, or with all there are.
     """
-    path = Path(text).expanduser()
+    path = typed_path(text)
     found = _adapter_folder(path, root)
     if found is not None:
         return found

@@ -11,12 +11,12 @@ from rich.table import Table
 from mlx_lora.chat.columns import side_by_side
 from mlx_lora.chat.lines import COMMANDS, Command, parse_line
 from mlx_lora.chat.places import adapter_names, append_row
-from mlx_lora.chat.screen import TerminalScreen, visible, write_answer
+from mlx_lora.chat.screen import TerminalScreen, write_answer
 from mlx_lora.chat.session import Session, SystemPrompt
 from mlx_lora.chat.transcript import markdown_transcript
-from mlx_lora.console import print_error, talk
+from mlx_lora.console import print_error, talk, visible
 from mlx_lora.errors import MlxLoraError
-from mlx_lora.files import write_whole
+from mlx_lora.files import typed_path, write_whole
 
 _SHOWN = 240  # characters of the system prompt in the header
 _KEYS = "Alt-Enter: new line · Ctrl-C: stop the answer · Ctrl-D: leave"
@@ -185,7 +185,7 @@ class Repl:
             talk.print(escape(thought), style="dim", soft_wrap=True)
 
     def _save(self, argument: str) -> None:
-        path = Path(argument).expanduser() if argument else self._saved
+        path = typed_path(argument) if argument else self._saved
         if path is None:
             raise MlxLoraError(
                 "/save: no file given", "such as /save data/chats.jsonl; later /save alone goes there too"
@@ -210,7 +210,7 @@ class Repl:
         if not argument:
             write_answer(text)
             return
-        path = Path(argument).expanduser()
+        path = typed_path(argument)
         if path.exists():
             raise MlxLoraError(f"{path}: exists already", "take another name; nothing was overwritten")
         write_whole(path, text)

@@ -4,14 +4,14 @@ Knows nothing of conversations, commands or terminals.
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx_lora.chat.answer_text import THINK_TAGS
 from mlx_lora.chat.places import adapter_label, find_adapter, is_adapter
-from mlx_lora.chat.rendering import Rendering, context_length, model_of, rendering_of
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.dataset.record import Message
 from mlx_lora.dataset.rendering import render_prompt
@@ -19,12 +19,14 @@ from mlx_lora.errors import AdapterError, ModelError
 from mlx_lora.lora.adapter_config import read_adapter_config
 from mlx_lora.lora.bank import AdapterBank, Resident, folder_version
 from mlx_lora.lora.mix import Mix, parse_mix
+from mlx_lora.lora.rendering import Rendering, model_of, rendering_of
 from mlx_lora.model.generate import Piece, PromptCache, stream_answer
 from mlx_lora.model.load import LoadedModel, load_base
 from mlx_lora.model.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _CACHES = 4  # key/value caches kept: those of the base and of the adapters used last
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class Attached:
         if len(self.residents) > 1 or self.label != self.residents[0].name:
             modules = {path for resident in self.residents for path in resident.layers}
             return f"mixed by weight on {len(modules)} modules"
-        applied = self.residents[0].applied
-        return f"{applied.active_modules} modules active · changes their weights by {applied.delta_ratio:.1%}"
+        return self.residents[0].applied.line
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -69,7 +70,7 @@ class Voice:
         self.context = context_length(base.config)  # tokens that the model reads and writes, None where it does not say
         self.rendering = Rendering()
         self._tokenizer = base.tokenizer
-        self._tokenizers: dict[str, Tokenizer] = {}  # by the adapters' own templates
+        self._tokenizers: dict[str | None, Tokenizer] = {}  # by the adapters' own templates
         self._caches: OrderedDict[str | None, PromptCache] = OrderedDict()
 
     @property
@@ -156,7 +157,9 @@ class Voice:
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of the prompt, up to where the answer starts, exactly as in training."""
-        return render_prompt(messages, self._tokenizer, self.rendering.settings())
+        settings = self.rendering.settings(system_prompt=False)  # it comes as a message
+        row_format = self.rendering.row_format("question/answer")
+        return render_prompt(messages, self._tokenizer, settings, row_format=row_format)
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether `prompt` ends inside a thinking block that the template has opened."""
@@ -211,10 +214,8 @@ class Voice:
 
     def _tokenizer_for(self, rendering: Rendering) -> Tokenizer:
         template = rendering.chat_template
-        if template is None:
-            return self.base.tokenizer
         if template not in self._tokenizers:
-            self._tokenizers[template] = self.base.tokenizer.with_chat_template(template)
+            self._tokenizers[template] = self.base.tokenizer.with_chat_template(template, rendering.place)
         return self._tokenizers[template]
 
 
@@ -234,3 +235,14 @@ def load_voice(adapters: Sequence[str | Path], *, model: str | None, revision: s
     if adapters:
         voice.use(adapters[0])
     return voice
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """The tokens that a model with this config.json reads and writes at most, None where it does not say."""
+    nested = config.get("text_config")
+    for part in (config, nested if isinstance(nested, Mapping) else {}):
+        for key in _CONTEXT_KEYS:
+            value = part.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None

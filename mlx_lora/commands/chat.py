@@ -80,6 +80,10 @@ def _open_session(
         from mlx_lora.chat.voice import load_voice  # importing MLX and transformers takes seconds, too
 
         voice = load_voice(adapters, model=model, revision=revision)
+    if voice.attached is not None and not isinstance(screen, TerminalScreen):  # whose header says it
+        talk.print(f"{voice.attached.label}: {voice.attached.line}", markup=False, soft_wrap=True)
+        for note in voice.attached.notes:
+            talk.print(f"note: {note}", markup=False, soft_wrap=True)
     return Session(voice, screen, sampling, chosen)
 
 

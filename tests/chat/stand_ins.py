@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from mlx_lora.chat.places import find_adapter
-from mlx_lora.chat.rendering import Rendering
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.errors import AdapterError, ModelError
+from mlx_lora.lora.adapter import AppliedAdapter
+from mlx_lora.lora.rendering import Rendering
 from mlx_lora.model.stream import Piece
 
 
@@ -43,8 +44,8 @@ class ScriptedVoice:
         folder = find_adapter(who) if isinstance(who, str) else who
         if folder.name not in self.adapters:
             raise AdapterError(f"{folder}: belongs to another base")
-        line = "7/7 modules active · changes their weights by 1.0%"
-        self.attached = SimpleNamespace(label=folder.name, line=line, notes=("a note",))
+        applied = AppliedAdapter(tuple(f"m{number}" for number in range(7)), 7, 0.01, ("a note",))
+        self.attached = SimpleNamespace(label=folder.name, line=applied.line, notes=applied.notes)
         self.enabled = True
 
     @property
