@@ -18,7 +18,7 @@ _PLANS = 8  # a prompt batch and the running batch alternate, and each changes w
 
 
 class Rows:
-    """Who answers each row of the forward pass under way: an adapter's number, None for the base. All layers share it."""
+    """Who answers each row of the forward pass under way: an adapter's number, None for the base. Layers share it."""
 
     def __init__(self) -> None:
         self.adapters: tuple[int | None, ...] = ()
