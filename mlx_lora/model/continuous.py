@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 
@@ -29,6 +30,12 @@ class Token:
     token: int
     logprobs: mx.array  # ln p of every token, (V,) float32, before temperature and top_p
     end: str | None
+
+    def likeliest(self, count: int) -> list[tuple[int, float]]:
+        """The `count` likeliest tokens in this place and their ln p, then this token and its own."""
+        order = [int(each) for each in np.array(mx.argsort(-self.logprobs)[:count])]
+        values = np.array(self.logprobs)
+        return [(each, float(values[each])) for each in (*order, self.token)]
 
 
 class ContinuousBatch:
