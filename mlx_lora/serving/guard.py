@@ -66,11 +66,18 @@ class Guard:
                     await JSONResponse(fault.body(), fault.status)(scope, receive, note)
         finally:
             seconds = time.monotonic() - begun
-            path = scope["path"] if scope["path"] in self._endpoints else "other"
+            path = self._endpoint(scope["path"])
             self._metrics.count("requests_total", endpoint=path, status=str(status))
             self._metrics.observe("request_seconds", seconds)
             line = {"request": number, "method": scope["method"], "path": path, "status": status, **facts}
             requests_log.info(json.dumps({**line, "seconds": round(seconds, 4)}))
+
+    def _endpoint(self, path: str) -> str:
+        """The route that `path` belongs to: a name from a request is no label for a metric."""
+        if path in self._endpoints:
+            return path
+        named = (route for route in self._endpoints if "{" in route and path.startswith(route.partition("{")[0]))
+        return next(named, "other")
 
     def _check(self, request: Request) -> None:
         """Raises: Refusal for a request without the key, or one that a web page elsewhere made a browser send."""

@@ -58,8 +58,7 @@ def test_the_openai_client_streams_the_same_answers(house: House, server: Runnin
 
 def test_a_conversation_is_read_once_and_its_second_turn_answers_as_if_read_whole(house: House, server: Running):
     client = client_of(server)
-    question = next(iter(house.answers["red"]))
-    messages = [{"role": "user", "content": question}]
+    messages = [{"role": "user", "content": "Nobody has asked this before."}]
     first = client.chat.completions.create(model="red", messages=messages, max_tokens=TOKENS)  # type: ignore[arg-type]
     messages += [
         {"role": "assistant", "content": "yes"},
@@ -71,7 +70,7 @@ def test_a_conversation_is_read_once_and_its_second_turn_answers_as_if_read_whol
     ]
     reused = [each.usage.prompt_tokens_details.cached_tokens for each in again]
     assert first.usage.prompt_tokens - 1 <= reused[0] < reused[1] == again[1].usage.prompt_tokens - 1
-    assert reused[2] < reused[0]  # blue has read none of it; its own questions begin alike
+    assert reused[2] < len("<|im_start|>user\nQ")  # blue has read the beginning only, of its own questions
     assert again[0].choices[0].message.content == again[1].choices[0].message.content
 
 
@@ -117,7 +116,8 @@ def test_likelihoods_are_those_of_the_tokens_and_sum_to_less_than_one(house: Hou
         stream=True,  # type: ignore[arg-type]
     )
     pieces = [one for chunk in streamed for one in (chunk.choices[0].logprobs or _nothing).content or []]
-    assert [(one.token, one.logprob) for one in pieces] == pytest.approx([(one.token, one.logprob) for one in content])
+    assert [one.token for one in pieces] == [one.token for one in content]
+    assert [one.logprob for one in pieces] == pytest.approx([one.logprob for one in content], abs=1e-4)
     assert answer.choices[0].message.content == wanted
 
 
@@ -167,13 +167,14 @@ def test_plain_completions_take_texts_and_tokens_alike(house: House, server: Run
 
 def test_a_stop_text_ends_the_answer_before_it(house: House, server: Running):
     client = client_of(server)
-    name, question, wanted = next(
-        (name, question, answer)
+    name, question, wanted, place = next(
+        (name, question, answer, place)
         for name, answers in house.answers.items()
         for question, answer in answers.items()
-        if len(answer) >= 4 and answer.isascii() and len(set(answer)) == len(answer)
+        for place in range(2, len(answer))
+        if answer[place].isascii() and answer.count(answer[place]) == 1
     )
-    for stop, left in ((wanted[2:4], wanted[:2]), (wanted[0], ""), ("no such text", wanted)):
+    for stop, left in ((wanted[place], wanted[:place]), (wanted[0], ""), ("no such text", wanted)):
         for stream in (False, True):
             answer = client.chat.completions.create(
                 model=name,
@@ -192,7 +193,7 @@ def test_a_stop_text_ends_the_answer_before_it(house: House, server: Running):
 
 def test_a_client_that_leaves_frees_its_rows_at_once(house: House, server: Running):
     question = next(iter(house.answers["red"]))
-    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 400, "temperature": 1}
+    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 400}
     before = server.metrics.value("disconnects_total")
     with httpx.Client(base_url=server.address) as client:
         with client.stream("POST", "/v1/chat/completions", json={**body, "stream": True, "n": 3}) as answer:
@@ -217,7 +218,7 @@ def test_a_full_queue_refuses_with_the_time_to_try_again(house: House):
     from mlx_lora.serving.limits import Limits
 
     question = next(iter(house.answers["red"]))
-    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 300, "temperature": 1}
+    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 300}
     with served(house, limits=Limits(rows=2, waiting=1), names=("red",)) as server, httpx.Client() as client:
         address = f"{server.address}/v1/chat/completions"
         with client.stream("POST", address, json={**body, "stream": True, "n": 3}) as answer:
@@ -237,8 +238,8 @@ def test_an_answer_that_takes_too_long_ends_with_an_error(house: House):
     from mlx_lora.serving.limits import Limits
 
     question = next(iter(house.answers["red"]))
-    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 400, "temperature": 1}
-    with served(house, limits=Limits(request_seconds=0.3), names=("red",)) as server, httpx.Client() as client:
+    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 400}
+    with served(house, limits=Limits(request_seconds=0.1), names=("red",)) as server, httpx.Client() as client:
         address = f"{server.address}/v1/chat/completions"
         late = client.post(address, json=body)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
