@@ -218,7 +218,7 @@ def test_a_full_queue_refuses_with_the_time_to_try_again(house: House):
     from mlx_lora.serving.limits import Limits
 
     question = next(iter(house.answers["red"]))
-    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 300}
+    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 120}
     with served(house, limits=Limits(rows=2, waiting=1), names=("red",)) as server, httpx.Client() as client:
         address = f"{server.address}/v1/chat/completions"
         with client.stream("POST", address, json={**body, "stream": True, "n": 3}) as answer:

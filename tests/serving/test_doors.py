@@ -129,7 +129,7 @@ def test_an_adapter_that_does_not_fit_is_refused_and_says_nothing_of_where_it_li
 
 def test_an_adapter_that_is_unloaded_finishes_what_it_has_begun(house: House):
     question = next(iter(house.answers["red"]))
-    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 200, "stream": True}
+    body = {"model": "red", "messages": [{"role": "user", "content": question}], "max_tokens": 80, "stream": True}
     with served(house, names=("red", "blue")) as server:
         with httpx.stream("POST", f"{server.address}/v1/chat/completions", json=body) as answer:
             lines = answer.iter_lines()
