@@ -11,6 +11,7 @@ one that has imported everything and computed nothing, which saves two seconds a
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -36,10 +37,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mlx_lora  # before MLX, for its fast BLAS
 import mlx_lora.__main__
 import mlx_lora.commands.train
-import mlx_lm  # with transformers, the most of a start
 import mlx_lora.model.load
 import mlx_lora.training.fingerprint
 from mlx_lora.training.checkpoint import find_checkpoint, list_checkpoints
+
+importlib.import_module("mlx_lm")  # with transformers, the most of a start
 
 ROOT = Path(__file__).resolve().parents[1]
 FORKS = sys.platform == "linux"

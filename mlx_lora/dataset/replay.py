@@ -102,7 +102,7 @@ def examples_sha256(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         own = [] if example.expected is None else [example.expected.tokens, example.expected.shares]
-        sizes = np.float64([len(example.tokens), example.weight])
+        sizes = np.array([len(example.tokens), example.weight])
         for array in (sizes, example.tokens.astype(np.int32), example.loss_mask, *own):
             digest.update(array.tobytes())
     return digest.hexdigest()
