@@ -203,8 +203,13 @@ def fuse(
 
 @app.command()
 def chat(
-    adapter: Annotated[
-        Path | None, typer.Argument(help="An adapter folder, or a name under adapters/.", show_default=False)
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ADAPTER]...",
+            help="Adapter folders, or names under adapters/; the first answers.",
+            show_default=False,
+        ),
     ] = None,
     model: ModelName = None,
     revision: Revision = None,
@@ -223,12 +228,12 @@ def chat(
         int | None, typer.Option(min=0, help="Makes sampled answers repeatable.", show_default=False)
     ] = None,
 ) -> None:
-    """Talk to the base or to an adapter."""
+    """Talk to the base or to adapters on it."""
     from mlx_lora.commands.chat import run_chat
 
     raise typer.Exit(
         run_chat(
-            adapter,
+            adapters or [],
             model=model,
             revision=revision,
             prompt=prompt,

@@ -41,7 +41,10 @@ ROOMS: dict[str, set[str]] = {
     "cli_options": set(),
     "cli_serve": {"commands", "cli_options"},
     "__main__": {"cli", "console", "errors"},
-    "__init__": {"_blas"},
+    # What Python programs use: the chat's voice without its screens, and the command's run with its events.
+    "lora_model": {"errors", "files", "dataset", "model", "chat"},
+    "run": {"commands", "config", "console", "report", "runfile"},
+    "__init__": {"_blas", "config", "errors", "lora_model", "run", "runfile"},
 }
 
 # A package outside of ours -> the rooms that may import it; packages not named here are free.

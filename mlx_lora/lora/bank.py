@@ -21,6 +21,8 @@ from mlx_lora.lora.inject import iter_lora_modules, refuse_adapted, remove_lora,
 from mlx_lora.lora.layer import AdapterLayer, DoRALinear
 from mlx_lora.lora.mix import Mix, mix_layers, parse_mix, unknown_adapter
 
+_MIXES = 4  # whose layers are kept: putting one on again costs nothing
+
 
 @dataclass(frozen=True, eq=False)
 class Resident:
@@ -50,6 +52,7 @@ class AdapterBank:
         self._residents: dict[str, Resident] = {}
         self._active: Mix | None = None
         self._installed: dict[str, AdapterLayer] = {}  # what is in the model now, by full path
+        self._mixes: dict[Mix, dict[str, AdapterLayer]] = {}  # the layers of the mixes used last, of these residents
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,7 +80,10 @@ class AdapterBank:
 
     def parse(self, text: str) -> Mix:
         """What activate would put on for `text`; nothing is put on. Raises: AdapterError."""
-        return parse_mix(text, self._residents)
+        mix = parse_mix(text, self._residents.__contains__)
+        for name in mix.names:
+            self.resident(name)
+        return mix
 
     def add(self, name: str, folder: Path, *, replace: bool = False) -> Resident:
         """Read the adapter in `folder`, check it against the base and keep it as `name`; what answers stays.
@@ -128,11 +134,16 @@ class AdapterBank:
 
     def _commit(self, residents: dict[str, Resident], active: Mix | None) -> None:
         """Make this the state of bank and model; where it cannot be, nothing has changed."""
-        layers = _layers_of(active, residents)
-        if active is None or not active.is_plain:
+        mixes = self._mixes if residents is self._residents else {}
+        layers: dict[str, AdapterLayer] = {}
+        if active is not None:
+            layers = mixes[active] if active in mixes else _layers_of(active, residents)
+        if active is not None and not active.is_plain:
             mx.eval([layer.adapter_parameters for layer in layers.values()])
+            others = [item for item in mixes.items() if item[0] != active]
+            mixes = dict([*others[1 - _MIXES :], (active, layers)])
         self._install(layers)
-        self._residents, self._active = residents, active
+        self._residents, self._active, self._mixes = residents, active, mixes
 
     @contextmanager
     def _bare_model(self) -> Iterator[None]:
@@ -169,10 +180,10 @@ def folder_version(folder: Path) -> str:
     return f"{weights.resolve()} {facts.st_mtime_ns} {facts.st_size}"
 
 
-def _layers_of(mix: Mix | None, residents: Mapping[str, Resident]) -> dict[str, AdapterLayer]:
+def _layers_of(mix: Mix, residents: Mapping[str, Resident]) -> dict[str, AdapterLayer]:
     """The layers to put into the model for `mix`, by full path. Raises: AdapterError for a mix with no exact sum."""
     found: dict[str, list[tuple[str, AdapterLayer, float]]] = {}
-    for name, weight in () if mix is None else mix.parts:
+    for name, weight in mix.parts:
         for path, layer in residents[name].layers.items():
             found.setdefault(path, []).append((name, layer, weight))
     return {path: mix_layers(path, parts) for path, parts in found.items()}

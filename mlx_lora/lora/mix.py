@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -34,14 +34,15 @@ class Mix:
         return "+".join(name if weight == 1 else f"{name}:{weight!r}" for name, weight in self.parts)
 
 
-def parse_mix(text: str, names: Collection[str]) -> Mix:
-    """Read `a`, `a:0.5` or `a:0.7+b:0.3`; a name that holds such signs itself stands alone.
+def parse_mix(text: str, is_name: Callable[[str], bool]) -> Mix:
+    """Read `a`, `a:0.5` or `a:0.7+b:0.3`; what `is_name` says is a name is one, whatever signs it holds.
 
-    Raises: AdapterError for a name that is not among `names` (with the near ones), a weight that is none, a name twice.
+    Whether there are adapters of these names is for the caller to see.
+    Raises: AdapterError for a weight that cannot be, or a name that stands twice.
     """
-    if text in names:
+    if is_name(text):
         return Mix(((text, 1.0),))
-    parts = tuple(_read_part(part.strip(), names) for part in text.split("+"))
+    parts = tuple(_read_part(part.strip(), is_name) for part in text.split("+"))
     found = [name for name, _ in parts]
     if len(set(found)) < len(found):
         twice = next(name for name in found if found.count(name) > 1)
@@ -84,18 +85,15 @@ def unknown_adapter(name: str, names: Collection[str]) -> AdapterError:
     )
 
 
-def _read_part(part: str, names: Collection[str]) -> tuple[str, float]:
-    if part in names:
-        return part, 1.0
+def _read_part(part: str, is_name: Callable[[str], bool]) -> tuple[str, float]:
     name, colon, text = (piece.strip() for piece in part.rpartition(":"))
-    if not colon or name not in names:
-        raise unknown_adapter(name if colon else part, names)
+    if not colon or is_name(part):
+        return part, 1.0
     try:
         weight = float(text)
     except ValueError as error:
-        raise AdapterError(f"{name}: {text or 'nothing'} is no weight", _EXAMPLE) from error
+        raise AdapterError(f"{part}: {text or 'nothing'} is no weight", _EXAMPLE) from error
     if not math.isfinite(weight) or abs(weight) > LARGEST_WEIGHT:
-        raise AdapterError(
-            f"{name}: its weight is {text}, expected -{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}", _EXAMPLE
-        )
+        limits = f"-{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g}"
+        raise AdapterError(f"{name}: its weight is {text}, expected {limits}", _EXAMPLE)
     return name, weight
