@@ -34,7 +34,9 @@ ROOMS: dict[str, set[str]] = {
     # A page says figures in the words of evaluation's tables and sizes in those of the training screen.
     "report": FOUNDATION | {"evaluation", "runfile", "screen"},
     "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"console", "screen", "runfile", "report"},
-    "cli": {"commands", "runfile"},
+    "cli": {"commands", "runfile", "cli_adapters", "cli_options"},
+    "cli_adapters": {"commands", "cli_options"},  # a group of commands with options of its own
+    "cli_options": set(),
     "__main__": {"cli", "console", "errors"},
     "__init__": {"_blas"},
 }
@@ -48,7 +50,7 @@ OUTSIDE = {
     "datasets": {"dataset"},
     "torch": set[str](),
     "mlx": {"lora", "model", "commands"} | WORKSHOPS,
-    "typer": {"cli", "__main__"},
+    "typer": {"cli", "cli_adapters", "cli_options", "__main__"},
     "yaml": {"runfile"},
     "prompt_toolkit": {"chat"},
     "jinja2": {"model", "report"},
