@@ -141,7 +141,7 @@ def _build(
     train_set, valid_set = built["train"].examples, built["valid"].examples
     questions = read_retention(config, tokenizer)
     base = load_base(config.model, revision=config.revision, compute=config.compute)
-    replay = build_replay(config, base, tokenizer, splits, len(train_set), group.size)
+    replay = build_replay(config, base, tokenizer, splits, train_set, group.size)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
     print_header(config, base, injection, len(train_set), len(valid_set))
     for note in built["train"].notes:
