@@ -18,6 +18,7 @@ from mlx_lora.dataset.examples import Example, Expected
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.errors import DataError
+from mlx_lora.files import typed_path
 
 BUILTIN_PROMPTS = Path(__file__).parent.parent / "data" / "replay_prompts.txt"
 
@@ -44,7 +45,7 @@ def read_prompts(source: str | None) -> list[Record]:
     if source is not None and not source.lower().endswith(".txt"):
         records = read_records(source)
     else:
-        records = _read_lines(BUILTIN_PROMPTS if source is None else Path(source).expanduser())
+        records = _read_lines(BUILTIN_PROMPTS if source is None else typed_path(source))
     first: dict[str, Record] = {}
     for record in records:
         first.setdefault(record.question_key, record)
