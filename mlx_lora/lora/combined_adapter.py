@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_lora.errors import AdapterError
 from mlx_lora.files import sha256_file
 from mlx_lora.lora.adapter import AdapterFolder, write_adapter
-from mlx_lora.lora.adapter_config import FORMAT_VERSION, WEIGHTS_FILE
+from mlx_lora.lora.adapter_config import FORMAT_VERSION, WEIGHTS_FILE, AdapterParameters
 from mlx_lora.lora.combine import METHODS, Combined, Recipe, combine
 from mlx_lora.lora.factors import read_factors, write_factors
 
@@ -90,6 +90,12 @@ def different_prompts(adapters: Sequence[AdapterFolder]) -> list[str]:
 
 def save_combined(folder: Path, adapters: Sequence[AdapterFolder], recipe: Recipe, combined: Combined) -> None:
     """Write the result as an adapter of its own into `folder`. Raises: MlxLoraError."""
+    found = as_adapter(adapters, recipe, combined)
+    write_adapter(folder, found.tensors, found.config)
+
+
+def as_adapter(adapters: Sequence[AdapterFolder], recipe: Recipe, combined: Combined) -> AdapterFolder:
+    """The result as if it had been read from a folder, called by that of the first adapter."""
     tensors: dict[str, mx.array] = {}
     for path, factors in combined.factors.items():
         tensors |= write_factors(path, factors)
@@ -112,7 +118,8 @@ def save_combined(folder: Path, adapters: Sequence[AdapterFolder], recipe: Recip
         "lora_parameters": {**shape, "keys": keys},
         "mlx_lora": {"format_version": FORMAT_VERSION, "lora": lora, **facts, "merged_from": merged},
     }
-    write_adapter(folder, tensors, config)
+    parameters = AdapterParameters("lora", combined.rank, 1.0, 0.0, num_layers, None if keys is None else tuple(keys))
+    return AdapterFolder(adapters[0].folder, config, parameters, tensors)
 
 
 def _places(adapters: Sequence[AdapterFolder], combined: Combined) -> tuple[int, list[str] | None]:
