@@ -39,7 +39,8 @@ ROOMS: dict[str, set[str]] = {
     # A page says figures in the words of evaluation's tables and sizes in those of the training screen.
     "report": FOUNDATION | {"evaluation", "runfile", "screen"},
     "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"memory", "console", "screen", "runfile", "report"},
-    "cli": {"commands", "runfile", "cli_options", "cli_serve"},
+    "cli": {"commands", "runfile", "cli_adapters", "cli_options", "cli_serve"},
+    "cli_adapters": {"commands", "cli_options"},  # a group of commands with options of its own
     "cli_options": set(),
     "cli_serve": {"commands", "cli_options"},
     "__main__": {"cli", "console", "errors"},
@@ -58,7 +59,7 @@ OUTSIDE = {
     "datasets": {"dataset"},
     "torch": set[str](),
     "mlx": {"lora", "model", "commands", "memory"} | WORKSHOPS,
-    "typer": {"cli", "cli_options", "cli_serve", "__main__"},
+    "typer": {"cli", "cli_adapters", "cli_options", "cli_serve", "__main__"},
     "yaml": {"runfile"},
     "prompt_toolkit": {"chat"},
     "jinja2": {"model", "report"},
