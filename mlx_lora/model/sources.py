@@ -13,6 +13,7 @@ from typing import Any
 
 from mlx_lora.errors import ModelError
 from mlx_lora.model.builtin import BUILTIN_MODELS, ensure_builtin
+from mlx_lora.model.gguf_cache import ensure_gguf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt", "*.tiktoken")
 # Never code (*.py), never pickles (*.bin, *.pt): what is not on the disk cannot be run.
@@ -61,6 +62,8 @@ def find_source(name: str, *, revision: str | None = None, weights: bool = True)
             )
         if name in BUILTIN_MODELS:
             return Source(ensure_builtin(name), name, None)
+        if path.suffix.lower() == ".gguf" and path.is_file():
+            return Source(ensure_gguf(path), path.resolve().name, None)
         return Source(_checked_folder(path, name), path.resolve().name, None)
     _refuse_file_name(name, path)
     if _looks_like_path(name) or _HUB_ID.fullmatch(name) is None:
@@ -83,7 +86,8 @@ def _checked_folder(path: Path, name: str) -> Path:
         )
     for kind in ("gguf", "bin", "pt", "pth"):
         if any(path.glob(f"*.{kind}")):
-            raise ModelError(f"model {name}: holds {_FILE_KINDS['.' + kind]} and no config.json", _CONVERT)
+            hint = "give the .gguf file itself" if kind == "gguf" else _CONVERT
+            raise ModelError(f"model {name}: holds {_FILE_KINDS['.' + kind]} and no config.json", hint)
     raise ModelError(f"model {name}: has no config.json", "give the folder that holds config.json and *.safetensors")
 
 
@@ -91,6 +95,8 @@ def _refuse_file_name(name: str, path: Path) -> None:
     kind = _FILE_KINDS.get(path.suffix.lower())
     if kind is not None and not path.is_dir():
         missing = "" if path.exists() else " (and there is no such file)"
+        if path.suffix.lower() == ".gguf":
+            raise ModelError(f"model {name}: no such file", "check the spelling of the path")
         hint = "give the folder that holds it" if path.suffix == ".safetensors" else _CONVERT
         raise ModelError(f"model {name}: is {kind}{missing}, expected a folder with safetensors weights", hint)
 
