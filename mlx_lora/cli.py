@@ -7,6 +7,8 @@ import typer
 from typer.core import TyperGroup
 
 from mlx_lora import __version__
+from mlx_lora.cli_exchange import adopt, export
+from mlx_lora.cli_options import JsonOutput, ModelName, Overrides, Revision, RunFile
 
 
 class Commands(TyperGroup):
@@ -30,18 +32,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at run files and their schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-RunFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as lora.rank=8.")
-]
-JsonOutput = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="The base, where it is not the one the adapter names.", show_default=False)
-]
-Revision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of the base.", show_default=False)
-]
 
 
 def _version(wanted: bool) -> None:
@@ -209,6 +199,10 @@ def fuse(
             adapter, output, model=model, revision=revision, bits=bits, dequantize=dequantize, json_output=json_output
         )
     )
+
+
+app.command()(export)
+app.command("import")(adopt)
 
 
 @app.command()

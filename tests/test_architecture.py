@@ -31,10 +31,14 @@ ROOMS: dict[str, set[str]] = {
     "training": FOUNDATION | MATERIALS,
     "evaluation": FOUNDATION | MATERIALS,
     "chat": FOUNDATION | MATERIALS | {"console"},
+    # Adapters and models in other programs' files: tensors are lora's, names and tokenizers are model's.
+    "exchange": FOUNDATION | MATERIALS,
     # A page says figures in the words of evaluation's tables and sizes in those of the training screen.
     "report": FOUNDATION | {"evaluation", "runfile", "screen"},
-    "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"console", "screen", "runfile", "report"},
-    "cli": {"commands", "runfile"},
+    "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"console", "screen", "runfile", "report", "exchange"},
+    "cli": {"commands", "runfile", "cli_exchange", "cli_options"},
+    "cli_exchange": {"commands", "cli_options"},  # commands with options of their own
+    "cli_options": set(),
     "__main__": {"cli", "console", "errors"},
     "__init__": {"_blas"},
 }
@@ -47,11 +51,12 @@ OUTSIDE = {
     "huggingface_hub": {"model"},
     "datasets": {"dataset"},
     "torch": set[str](),
-    "mlx": {"lora", "model", "commands"} | WORKSHOPS,
-    "typer": {"cli", "__main__"},
+    "mlx": {"lora", "model", "exchange", "commands"} | WORKSHOPS,
+    "gguf": {"model", "exchange"},  # the one reads it, the other writes it
+    "typer": {"cli", "cli_exchange", "cli_options", "__main__"},
     "yaml": {"runfile"},
     "prompt_toolkit": {"chat"},
-    "jinja2": {"model", "report"},
+    "jinja2": {"model", "report", "exchange"},
     "markupsafe": {"report"},
 }
 # Rooms that import nothing from outside but the standard library and these.
