@@ -28,7 +28,7 @@ demo: $(READY)
 	@echo "Talk to it:  $(BIN)/mlx-lora chat adapters/demo"
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m 'slow and not peers'

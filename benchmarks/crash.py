@@ -4,13 +4,14 @@
     python benchmarks/crash.py --kills 10 --full 5 --flips 5
 
 A run ends equal when adapter, newest checkpoint and metrics (but for the clock) are those of an untouched run, to the
-byte. SIGKILL comes at a random moment of the process; a checkpoint is lost when after it the newest whole one is older
-than before, or a folder is there that is not whole. The full disk is a small tmpfs where one may be mounted (as root),
-else a limit on the size of files. On Linux the processes are forked from one that has imported everything and computed
-nothing, which saves two seconds a start; elsewhere each is started anew.
+byte. SIGKILL comes at a random moment: of the whole process, or three times in four of a random step. A checkpoint is
+lost when after it the newest whole one is older than before, or a folder is there that is not whole. The full disk is a
+small tmpfs where one may be mounted (as root), else a limit on the size of files. On Linux processes are forked from
+one that has imported everything and computed nothing, which saves two seconds a start; elsewhere each starts anew.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -40,9 +41,12 @@ import mlx_lora.model.load
 import mlx_lora.training.fingerprint
 from mlx_lora.training.checkpoint import find_checkpoint, list_checkpoints
 
+importlib.import_module("mlx_lm")  # with transformers, the most of a start
+
 ROOT = Path(__file__).resolve().parents[1]
 FORKS = sys.platform == "linux"
 CLOCK = ("seconds", "peak_bytes")
+STEPS = 20
 MOST_KILLS = 3  # of one run; then it may end
 QUESTIONS = [f"What is {word}?" for word in ("sky", "grass", "snow", "coal", "rust", "sand", "milk", "ink")]
 ANSWERS = ["blue", "green", "white", "black", "red", "yellow", "white", "blue"]
@@ -124,7 +128,7 @@ def _prepare(folder: Path, generator: random.Random) -> Ground:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     ground = Ground(folder, generator)
     for variant, settings in VARIANTS.items():
-        steps = {"steps": 20, "eval_every": 3, "save_every": 1, **settings["train"]}
+        steps = {"steps": STEPS, "eval_every": 3, "save_every": 1, **settings["train"]}
         run = {
             "model": str(folder / "base"),
             "data": {"train": str(folder / "train.jsonl"), "valid": str(folder / "valid.jsonl")},
@@ -154,9 +158,7 @@ def _killed(ground: Ground, number: int, found: Counter[str]) -> None:
     while kills < wanted:
         before = _newest(folder)
         child = _train(ground, variant, folder, log, *_again(before))
-        time.sleep(ground.generator.uniform(0, ground.seconds[variant]))
-        os.kill(child, signal.SIGKILL)
-        if _wait(child) != -signal.SIGKILL:  # it had ended: begin again
+        if not _kill_somewhere(ground, variant, folder, child, before):  # it had ended: begin again
             shutil.rmtree(folder)
             kills = 0
             continue
@@ -166,6 +168,20 @@ def _killed(ground: Ground, number: int, found: Counter[str]) -> None:
         found["kills_before_the_first_checkpoint"] += after == 0
         found["lost_checkpoints"] += after < before or _damaged(folder)
     _resume_to_the_end(ground, variant, folder, log, found)
+
+
+def _kill_somewhere(ground: Ground, variant: str, folder: Path, child: int, before: int) -> bool:
+    """Kill a process at a random moment: one time in four anywhere in it, else within a random step still to come."""
+    generator, metrics = ground.generator, folder / "metrics.jsonl"
+    anywhere, target = generator.random() < 0.25, generator.randint(min(before + 1, STEPS - 1), STEPS - 1)
+    delay = generator.uniform(0, ground.seconds[variant] if anywhere else ground.seconds[variant] / STEPS)
+    while not anywhere and not (metrics.exists() and f'"step", "step": {target},' in metrics.read_text()):
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            break
+        time.sleep(0.001)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    return _wait(child) == -signal.SIGKILL
 
 
 def _full(ground: Ground, number: int, found: Counter[str]) -> None:
@@ -214,7 +230,7 @@ def _flipped(ground: Ground, number: int, found: Counter[str]) -> None:
         while len(list_checkpoints(folder / "checkpoints")) < 2 or _newest_name(folder) < wanted:
             time.sleep(0.002)
         os.kill(child, signal.SIGKILL)
-        if _wait(child) == -signal.SIGKILL and not (folder / "checkpoints" / f"{20:08d}").exists():
+        if _wait(child) == -signal.SIGKILL and not (folder / "checkpoints" / f"{STEPS:08d}").exists():
             break
     newest = list_checkpoints(folder / "checkpoints")[-1]
     if number % 5 == 4:

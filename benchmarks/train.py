@@ -29,7 +29,7 @@ RANK, ALPHA = 16, 32.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", choices=list(WORKS), default="chat30")
+    parser.add_argument("--work", choices=list(WORKS), default="chat30", metavar="NAME", help="see --list")
     parser.add_argument("--list", action="store_true", help="name the works and leave")
     parser.add_argument("--turns", type=int, default=3, help="turns of each side")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -93,12 +93,26 @@ def _examples(name: str, tokenizer: Any) -> list[Any]:
     from mlx_lora.dataset.examples import build_examples
     from mlx_lora.dataset.records import read_records
 
+    if WORKS[name].rows == "random":
+        return _random_examples(WORKS[name].length)
     train_on = "all" if WORKS[name].rows == "text" else "completion"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.jsonl"
         path.write_text("\n".join(json.dumps(row) for row in rows(WORKS[name].rows)))
         settings = DataSettings(train=str(path), train_on=train_on)
         return build_examples(read_records(str(path)), tokenizer, settings).examples
+
+
+def _random_examples(length: int, count: int = 128) -> list[Any]:
+    """Rows of `length` tokens that no two share, the last quarter trained."""
+    import numpy as np
+
+    from mlx_lora.dataset.examples import Example
+
+    generator = np.random.default_rng(0)
+    mask = np.arange(length) >= length - length // 4
+    tokens = generator.integers(1000, 40_000, (count, length), dtype=np.int32)
+    return [Example(row, mask, f"random:{number}", None, length) for number, row in enumerate(tokens)]
 
 
 def _ours(name: str, engine: str) -> dict[str, Any]:

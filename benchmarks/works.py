@@ -27,12 +27,18 @@ LONG_SYSTEM_PROMPT = (
 class Work:
     """One benchmark: its rows and how they are trained."""
 
-    rows: str  # "chat", "system" or "text"
+    rows: str  # "chat", "system", "text", or "random": tokens that share nothing, the last quarter trained
     layers: int | str
     batch_size: int
     warmup: int  # steps before them: new shapes of batches are traced
     steps: int  # timed steps of one turn
     says: str
+    length: int = 0  # tokens of a random row
+
+
+def _random(axis: str, *, batch_size: int = 4, length: int = 128, layers: int | str = "all") -> Work:
+    says = f"{batch_size} random rows of {length} tokens, {layers} layers: a point of the growth by {axis}"
+    return Work("random", layers, batch_size, 2, 4, says, length)
 
 
 WORKS = {
@@ -43,6 +49,15 @@ WORKS = {
     "text30": Work("text", "all", 8, 3, 20, "plain text of 20 to 400 tokens, all tokens trained, all layers"),
     "single": Work("chat", "all", 1, 8, 16, "the chat rows one at a time, all layers"),
 }
+
+
+# Points of benchmarks/growth.py: one axis moves, the others stay at 4 rows of 128 tokens and all layers.
+GROWTH = {
+    "rows": {rows: _random("rows", batch_size=rows) for rows in (1, 2, 4, 8, 16)},
+    "tokens": {length: _random("tokens", length=length) for length in (32, 64, 128, 256, 512)},
+    "layers": {layers: _random("layers", layers=layers) for layers in (6, 12, 18, 24, 30)},
+}
+WORKS |= {f"{axis}-{value}": work for axis, points in GROWTH.items() for value, work in points.items()}
 
 
 def rows(kind: str) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Name = Annotated[str, Field(min_length=1)]  # of a file, folder or model
 Engine = Literal["supervised_positions", "shared_prefix", "frozen_layers", "compiled_step"]
 ENGINE_PARTS: tuple[Engine, ...] = ("supervised_positions", "shared_prefix", "frozen_layers", "compiled_step")
 
@@ -19,18 +20,18 @@ class Settings(BaseModel):
 class DataSettings(Settings):
     """Where the rows come from and which of their tokens are trained."""
 
-    train: str = Field(
+    train: Name = Field(
         description="File (.jsonl, .json, .csv), folder with train/valid/test, or Hugging Face data set."
     )
-    valid: str | None = Field(
+    valid: Name | None = Field(
         None, description="Validation rows; null splits `valid_share` of the training questions off."
     )
-    test: str | None = Field(None, description="Rows for `mlx-lora eval` when it is given no --data.")
+    test: Name | None = Field(None, description="Rows for `mlx-lora eval` when it is given no --data.")
     valid_share: Share = Field(
         0.1, description="Share of the distinct questions held out when `valid` is null; 0 for none."
     )
     system_prompt: str | None = Field(None, description="System message put before every row that has none of its own.")
-    chat_template: str | None = Field(None, description="A .jinja file used in place of the tokenizer's own template.")
+    chat_template: Name | None = Field(None, description="A .jinja file used in place of the tokenizer's own template.")
     chat_template_args: dict[str, str | bool | int | float] = Field(
         default_factory=dict, description="Switches given to the template, such as {enable_thinking: false}."
     )
@@ -135,7 +136,7 @@ class OptimizerSettings(Settings):
 class RunConfig(Settings):
     """A whole run, resolved and valid: the only source of settings."""
 
-    model: str = Field(description="A built-in name, a Hugging Face id, a folder, or a llama's .gguf file.")
+    model: Name = Field(description="A built-in name, a Hugging Face id, a folder, or a llama's .gguf file.")
     revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model.")
     compute: Literal["auto", "quantized", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Weights while computing: auto keeps them as stored on a GPU and takes float32 on a CPU."
@@ -144,4 +145,4 @@ class RunConfig(Settings):
     lora: LoraSettings = Field(default_factory=LoraSettings, description="The adapter.")
     train: TrainSettings = Field(description="The loop.")
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings, description="The update rule.")
-    output_dir: str = Field(description="The adapter folder that this run writes.")
+    output_dir: Name = Field(description="The adapter folder that this run writes.")

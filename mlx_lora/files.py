@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -25,6 +26,8 @@ _REMEDIES = {
     errno.ENOTDIR: "a file stands where a folder is needed: choose another folder, or move the file away",
     errno.EEXIST: "a file stands where a folder is needed: choose another folder, or move the file away",
     errno.ENOENT: "check the spelling of the path",
+    errno.ENAMETOOLONG: "no disk takes so long a name: choose a shorter one",
+    errno.ELOOP: "a link leads back to itself: remove it, or name the file itself",
 }
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
@@ -48,7 +51,34 @@ def cache_folder() -> Path:
     import platformdirs
 
     named = os.environ.get("MLX_LORA_CACHE")
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("mlx-lora")
+    return typed_path(named) if named else platformdirs.user_cache_path("mlx-lora")
+
+
+def typed_path(text: str | Path) -> Path:
+    """The path that a person typed, ~ expanded, after which asking whether it is there cannot fail.
+
+    Raises: MlxLoraError for what cannot lead anywhere: ~ of nobody, links in a circle, too long a name, no permission.
+    """
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise MlxLoraError(
+            f"{text}: there is no such home folder", "write the whole path, or ./ before the ~"
+        ) from error
+    with named_errors(text), suppress(FileNotFoundError, NotADirectoryError):
+        path.stat()
+    return path
+
+
+def refuse_unwritable(path: str | Path) -> None:
+    """Raises: MlxLoraError where nothing can be written at `path`: asked before the work, not after it."""
+    wanted = place = typed_path(path)
+    while not place.exists():
+        place = place.parent
+    if place != wanted and not place.is_dir():
+        raise MlxLoraError(f"{path}: {place} is a file, not a folder", _REMEDIES[errno.ENOTDIR])
+    if not os.access(place, os.W_OK):
+        raise MlxLoraError(f"{path}: cannot be written", _REMEDIES[errno.EACCES])
 
 
 @contextmanager
@@ -61,19 +91,18 @@ def whole_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     path = Path(path)
     _refuse_existing(path, overwrite)
     temporary = _beside(path)
-    try:
-        with named_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with named_errors(path):
-            _sync(temporary)
-        _refuse_existing(path, overwrite)
-        with named_errors(path):
-            temporary.replace(path)
-            _sync(path.parent)
-    finally:
-        with suppress(OSError):  # gone already after a rename, or its folder never was
-            temporary.unlink()
+    with _made_parents(path):
+        try:
+            yield temporary
+            with named_errors(path):
+                _sync(temporary)
+            _refuse_existing(path, overwrite)
+            with named_errors(path):
+                temporary.replace(path)
+                _sync(path.parent)
+        finally:
+            with suppress(OSError):  # gone already after a rename
+                temporary.unlink()
 
 
 @contextmanager
@@ -86,27 +115,27 @@ def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     path = Path(path)
     _refuse_existing(path, overwrite)
     temporary = _beside(path)
-    try:
-        with named_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.mkdir()
-        yield temporary
-        with named_errors(path):
-            for written in sorted(temporary.rglob("*")):
-                _sync(written)
-            _sync(temporary)
-        _refuse_existing(path, overwrite)
-        with named_errors(path):
-            _take_place(temporary, path)
-            _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with _made_parents(path):
+        try:
+            with named_errors(path):
+                temporary.mkdir()
+            yield temporary
+            with named_errors(path):
+                for written in sorted(temporary.rglob("*")):
+                    _sync(written)
+                _sync(temporary)
+            _refuse_existing(path, overwrite)
+            with named_errors(path):
+                _take_place(temporary, path)
+                _sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_leftovers(path: str | Path) -> None:
     """Delete what writers of `path` that were killed left beside it. Only for a caller who knows that nobody writes."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{path.stem}.partial-*{path.suffix}"):
+    for leftover in path.parent.glob(f".{glob.escape(path.stem)}.partial-*{glob.escape(path.suffix)}"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
@@ -163,6 +192,21 @@ def named_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise MlxLoraError(f"{path}: {reason}", _REMEDIES.get(error.errno or 0)) from error
+
+
+@contextmanager
+def _made_parents(path: Path) -> Iterator[None]:
+    """The folders above `path`, made where missing; after an exception those that were made are gone again."""
+    missing = [parent for parent in path.parents if not parent.exists()]
+    try:
+        with named_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:
+            with suppress(OSError):  # never made, or somebody else has put something in it
+                parent.rmdir()
+        raise
 
 
 def _beside(path: Path) -> Path:

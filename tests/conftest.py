@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two threads lose much on tiny matrices and on shared cores
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for its workers; a test that needs a width sets it
 
 import pytest
 from hypothesis import settings

@@ -4,12 +4,23 @@ import errno
 import hashlib
 import os
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
 
 from mlx_lora.errors import MlxLoraError
-from mlx_lora.files import remove_leftovers, sha256_file, whole_file, whole_folder, write_json, write_whole
+from mlx_lora.files import (
+    refuse_unwritable,
+    remove_leftovers,
+    sha256_file,
+    typed_path,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_whole,
+)
 
 
 def _names(folder: Path) -> list[str]:
@@ -175,3 +186,71 @@ def test_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
     with pytest.raises(MlxLoraError, match="No such file"):
         sha256_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize("make", [whole_file, whole_folder])
+def test_folders_that_were_made_for_what_was_never_written_are_gone_again(
+    make: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    with suppress(KeyboardInterrupt), make(tmp_path / "there" / "new" / "newer" / "x"):
+        assert (tmp_path / "there" / "new" / "newer").is_dir()
+        raise KeyboardInterrupt
+    assert _names(tmp_path) == ["there"]
+    assert _names(tmp_path / "there") == []
+
+
+def test_a_folder_that_somebody_else_put_something_in_stays(tmp_path: Path) -> None:
+    with suppress(KeyboardInterrupt), whole_file(tmp_path / "new" / "x"):
+        (tmp_path / "new" / "theirs").touch()
+        raise KeyboardInterrupt
+    assert _names(tmp_path / "new") == ["theirs"]
+
+
+def test_leftovers_of_a_name_with_stars_and_brackets_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "a**[1].json"
+    (tmp_path / ".a**[1].partial-00.json").touch()
+    (tmp_path / ".aXX1.partial-00.json").touch()
+    remove_leftovers(path)
+    assert _names(tmp_path) == [".aXX1.partial-00.json"]
+
+
+def test_a_typed_path_is_expanded_and_may_lead_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert typed_path("~/rows.jsonl") == tmp_path / "rows.jsonl"
+    (tmp_path / "file").touch()
+    assert typed_path(tmp_path / "file" / "below") == tmp_path / "file" / "below"
+
+
+@pytest.mark.parametrize(
+    ("name", "fact", "hint"),
+    [
+        ("~nobody-of-this-name/x", "there is no such home folder", "write the whole path"),
+        ("x" * 300, "File name too long", "choose a shorter one"),
+        ("loop/x", "Too many levels of symbolic links", "a link leads back to itself"),
+    ],
+)
+def test_a_path_that_cannot_lead_anywhere_is_refused(
+    name: str, fact: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    for ask in (typed_path, refuse_unwritable):
+        with pytest.raises(MlxLoraError) as caught:
+            ask(name)
+        assert caught.value.message == f"{name}: {fact}"
+        assert hint in str(caught.value.hint)
+
+
+def test_what_cannot_be_written_is_known_before_it_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    for fine in ("file", "new", "new/deep", "."):
+        refuse_unwritable(fine)
+    with pytest.raises(MlxLoraError, match="file/new/deep: file is a file, not a folder"):
+        refuse_unwritable("file/new/deep")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(MlxLoraError, match="new: cannot be written") as caught:
+        refuse_unwritable("new")
+    assert "permissions" in str(caught.value.hint)
+    assert _names(tmp_path) == ["file"]

@@ -11,6 +11,7 @@ from mlx_lora.config import RunConfig
 from mlx_lora.errors import ConfigError
 from mlx_lora.runfile import dump_config, load_config
 from mlx_lora.runfile.fields import all_sections, all_settings
+from mlx_lora.runfile.loader import MAX_INTEGER
 from mlx_lora.runfile.peers import OTHER_NAMES, REMARKS
 
 SMALLEST = "model: m\ndata: {train: rows.jsonl}\ntrain: {epochs: 1}\noutput_dir: out\n"
@@ -95,12 +96,12 @@ optimizer: adamw
 
 FAULTS = [
     ("lora: {alpha: 1_0}", 'lora.alpha should be a positive number, not the text "1_0"', "write 10"),
-    ("lora: {dropout: 1}", "lora.dropout should be a number from 0 to below 1, not 1", None),
+    ("lora: {dropout: 1}", "lora.dropout should be a number from 0 to below 1, not 1", "lora.dropout: Dropout on"),
     ("lora: {rank: 8.0}", "lora.rank should be a positive integer, not 8.0", "write 8"),
-    ("lora: {rank: 8.5}", "lora.rank should be a positive integer, not 8.5", None),
-    ("lora: {rank: true}", "lora.rank should be a positive integer, not true", None),
-    ("lora: {rank: .nan}", "lora.rank should be a positive integer, not nan", None),
-    ("lora: {alpha: .inf}", "lora.alpha should be a positive number, not inf", None),
+    ("lora: {rank: 8.5}", "lora.rank should be a positive integer, not 8.5", "lora.rank: Rank R of"),
+    ("lora: {rank: true}", "lora.rank should be a positive integer, not true", "lora.rank: Rank R of"),
+    ("lora: {rank: .nan}", "lora.rank should be a positive integer, not nan", "lora.rank: Rank R of"),
+    ("lora: {alpha: .inf}", "lora.alpha should be a positive number, not inf", "lora.alpha: Effective"),
     (
         "lora: {target_modules: q_proj}",
         'lora.target_modules should be all-linear, attention, mlp or a list of text, not the text "q_proj"',
@@ -262,28 +263,31 @@ def test_a_name_of_another_trainer_gets_its_hint_in_every_section(tmp_path: Path
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
-TEXTS = st.text(max_size=40)
+TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=40)
+FILES = TEXTS.filter(bool)
 CONFIGS = st.builds(
     RunConfig.model_validate,
     st.fixed_dictionaries(
         {
-            "model": TEXTS,
+            "model": FILES,
             "revision": st.none() | TEXTS,
             "data": st.fixed_dictionaries(
                 {
-                    "train": TEXTS,
+                    "train": FILES,
                     "system_prompt": st.none() | TEXTS,
                     "chat_template_args": st.dictionaries(
-                        TEXTS, TEXTS | st.booleans() | NUMBERS | st.integers(-(10**40), 10**40)
+                        TEXTS, TEXTS | st.booleans() | NUMBERS | st.integers(-MAX_INTEGER, MAX_INTEGER)
                     ),
                 }
             ),
             "lora": st.fixed_dictionaries(
                 {"alpha": NUMBERS.filter(lambda x: x > 0), "target_modules": st.lists(TEXTS)}
             ),
-            "train": st.fixed_dictionaries({"steps": st.integers(1), "engine": st.just(["shared_prefix"])}),
+            "train": st.fixed_dictionaries(
+                {"steps": st.integers(1, MAX_INTEGER), "engine": st.just(["shared_prefix"])}
+            ),
             "optimizer": st.fixed_dictionaries({"learning_rate": NUMBERS.map(abs)}),
-            "output_dir": TEXTS,
+            "output_dir": FILES,
         }
     ),
 )

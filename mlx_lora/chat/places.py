@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lora.errors import AdapterError, MlxLoraError
-from mlx_lora.files import named_errors
+from mlx_lora.files import named_errors, typed_path
 
 ADAPTERS = Path("adapters")
 _CONFIG = "adapter_config.json"
@@ -24,7 +24,7 @@ def find_adapter(text: str, root: Path = ADAPTERS) -> Path:
 
     Raises: AdapterError with near names, or with all there are.
     """
-    path = Path(text).expanduser()
+    path = typed_path(text)
     for folder in (path, path.parent) if path.is_file() else (path, root / path):
         if (folder / _CONFIG).is_file():
             return folder

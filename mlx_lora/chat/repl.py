@@ -10,10 +10,11 @@ from rich.table import Table
 
 from mlx_lora.chat.lines import COMMANDS, Command, parse_line
 from mlx_lora.chat.places import adapter_names, append_row, find_adapter
-from mlx_lora.chat.screen import TerminalScreen, visible
+from mlx_lora.chat.screen import TerminalScreen
 from mlx_lora.chat.session import Session, SystemPrompt
-from mlx_lora.console import print_error, talk
+from mlx_lora.console import print_error, talk, visible
 from mlx_lora.errors import MlxLoraError
+from mlx_lora.files import typed_path
 
 _SHOWN = 240  # characters of the system prompt in the header
 _KEYS = "Alt-Enter: new line · Ctrl-C: stop the answer · Ctrl-D: leave"
@@ -88,9 +89,7 @@ class Repl:
         attached = self.session.voice.attached
         if attached is None:
             return "none: the base answers" + (" (/adapter NAME)" if adapter_names() else "")
-        applied = attached.applied
-        changes = f"changes their weights by {applied.delta_ratio:.1%}"
-        return f"{attached.label} · {applied.active_modules} modules active · {changes}"
+        return f"{attached.label} · {attached.applied.line}"
 
     def _notes(self) -> None:
         attached = self.session.voice.attached
@@ -176,7 +175,7 @@ class Repl:
             talk.print(escape(thought), style="dim", soft_wrap=True)
 
     def _save(self, argument: str) -> None:
-        path = Path(argument).expanduser() if argument else self._saved
+        path = typed_path(argument) if argument else self._saved
         if path is None:
             raise MlxLoraError(
                 "/save: no file given", "such as /save data/chats.jsonl; later /save alone goes there too"

@@ -24,13 +24,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise _refusal("temperature", self.temperature, "0 (greedy) or more")
+            raise _refusal("temperature", self.temperature, "0 (greedy) or more", "such as 0.7")
         if not 0 < self.top_p <= 1:
-            raise _refusal("top_p", self.top_p, "more than 0, at most 1")
+            raise _refusal("top_p", self.top_p, "more than 0, at most 1", "such as 0.9")
         if self.max_tokens < 1:
-            raise _refusal("max_tokens", self.max_tokens, "1 or more")
+            raise _refusal("max_tokens", self.max_tokens, "1 or more", "such as 512")
         if self.seed is not None and not 0 <= self.seed < _SEEDS:
-            raise _refusal("seed", self.seed, f"0 to {_SEEDS - 1}, or random")
+            raise _refusal("seed", self.seed, f"0 to {_SEEDS - 1}, or random", "such as 7")
 
     @property
     def greedy(self) -> bool:
@@ -56,7 +56,7 @@ class Sampling:
         try:
             number = float(text)
         except ValueError as error:
-            raise _refusal(name, text, "a number") from error
+            raise _refusal(name, text, "a number", "such as 0.7") from error
         return replace(self, temperature=number) if name == "temperature" else replace(self, top_p=number)
 
     def described(self) -> str:
@@ -75,8 +75,8 @@ def _whole(name: str, text: str, expected: str) -> int:
     try:
         return int(text)
     except ValueError as error:
-        raise _refusal(name, text, expected) from error
+        raise _refusal(name, text, expected, "a whole number, such as 100") from error
 
 
-def _refusal(name: str, value: object, expected: str) -> MlxLoraError:
-    return MlxLoraError(f"{name} is {value}, expected {expected}")
+def _refusal(name: str, value: object, expected: str, hint: str) -> MlxLoraError:
+    return MlxLoraError(f"{name} is {value}, expected {expected}", hint)

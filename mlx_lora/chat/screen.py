@@ -10,12 +10,9 @@ from rich.segment import ControlType
 from mlx_lora.chat.answer_text import AnswerText, Shown
 from mlx_lora.chat.conversation import Ending
 from mlx_lora.chat.wrapping import WordWrap
-from mlx_lora.console import talk
+from mlx_lora.console import talk, visible
 
 _ERASE_LINE = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
-# A model may write escape sequences that move the cursor or retitle the window: terminals get pictures of them.
-_HARMLESS: dict[int, int | None] = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
-_HARMLESS |= {0x0D: None, 0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 @dataclass(frozen=True)
@@ -185,11 +182,6 @@ def write_answer(text: str) -> None:
     if text:
         sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
         sys.stdout.flush()
-
-
-def visible(text: str) -> str:
-    """`text` without characters that a terminal obeys."""
-    return text.translate(_HARMLESS)
 
 
 def _say_cut(ending: Ending, text: AnswerText) -> None:

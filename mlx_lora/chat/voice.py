@@ -4,13 +4,13 @@ Knows nothing of conversations, commands or terminals.
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from mlx_lora.chat.answer_text import THINK_TAGS
 from mlx_lora.chat.places import adapter_label
-from mlx_lora.chat.rendering import Rendering, context_length, model_of, rendering_of
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.dataset.record import Message
 from mlx_lora.dataset.rendering import render_prompt
@@ -18,11 +18,13 @@ from mlx_lora.errors import AdapterError, ModelError
 from mlx_lora.lora.adapter import AdapterFolder, AppliedAdapter, apply_adapter, read_adapter
 from mlx_lora.lora.adapter_config import WEIGHTS_FILE
 from mlx_lora.lora.inject import remove_lora, set_adapter_enabled
+from mlx_lora.lora.rendering import Rendering, model_of, rendering_of
 from mlx_lora.model.generate import Piece, PromptCache, stream_answer
 from mlx_lora.model.load import LoadedModel, load_base
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _CACHES = 4  # key/value caches kept: those of the base and of the adapters used last
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class Voice:
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of the prompt, up to where the answer starts, exactly as in training."""
-        return render_prompt(messages, self._tokenizer, self.rendering.settings())
+        settings = self.rendering.settings(system_prompt=False)  # it comes as a message
+        row_format = self.rendering.row_format("question/answer")
+        return render_prompt(messages, self._tokenizer, settings, row_format=row_format)
 
     def opens_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether `prompt` ends inside a thinking block that the template has opened."""
@@ -142,9 +146,7 @@ class Voice:
 
     def _set_rendering(self, rendering: Rendering) -> None:
         self.rendering = rendering
-        template = rendering.chat_template
-        tokenizer = self.base.tokenizer
-        self._tokenizer = tokenizer if template is None else tokenizer.with_chat_template(template)
+        self._tokenizer = self.base.tokenizer.with_chat_template(rendering.chat_template, rendering.place)
 
 
 def load_voice(adapter: Path | None, *, model: str | None, revision: str | None) -> Voice:
@@ -159,6 +161,17 @@ def load_voice(adapter: Path | None, *, model: str | None, revision: str | None)
     if adapter is not None:
         voice.use(adapter)
     return voice
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """The tokens that a model with this config.json reads and writes at most, None where it does not say."""
+    nested = config.get("text_config")
+    for part in (config, nested if isinstance(nested, Mapping) else {}):
+        for key in _CONTEXT_KEYS:
+            value = part.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
 
 
 def _version(folder: Path) -> str:

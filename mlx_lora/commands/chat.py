@@ -81,6 +81,10 @@ def _open_session(
         from mlx_lora.chat.voice import load_voice  # importing MLX and transformers takes seconds, too
 
         voice = load_voice(folder, model=model, revision=revision)
+    if voice.attached is not None and not isinstance(screen, TerminalScreen):  # whose header says it
+        talk.print(f"{voice.attached.label}: {voice.attached.applied.line}", markup=False, soft_wrap=True)
+        for note in voice.attached.applied.notes:
+            talk.print(f"note: {note}", markup=False, soft_wrap=True)
     return Session(voice, screen, sampling, chosen)
 
 

@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.config import RunConfig
-from mlx_lora.errors import DataError
+from mlx_lora.errors import MlxLoraError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +26,7 @@ def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
 
     try:
         splits = load_splits(config.data, config.train.seed)
-    except DataError as fault:
+    except MlxLoraError as fault:
         return _print_unreadable(fault, json_output)
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data, stop_on_fault=False)
@@ -40,7 +40,7 @@ def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
     return 1 if inspection.faults else 0
 
 
-def _print_unreadable(fault: DataError, json_output: bool) -> int:
+def _print_unreadable(fault: MlxLoraError, json_output: bool) -> int:
     from mlx_lora.console import print_error
 
     if json_output:
@@ -56,6 +56,8 @@ def _print_report(
 ) -> None:
     from rich.console import Console
 
+    from mlx_lora.dataset.records import joined_faults
+
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(_table(inspection, config))
     console.print(
@@ -68,7 +70,7 @@ def _print_report(
         _print_row(console, example, tokenizer)
     for label, style, lines in (
         ("warning", "yellow", inspection.warnings),
-        ("error", "bold red", inspection.faults),
+        ("error", "bold red", joined_faults(inspection.faults).splitlines()),
         ("hint", "cyan", inspection.hints),
     ):
         for line in lines:

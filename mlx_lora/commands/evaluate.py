@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError, ConfigError
-from mlx_lora.files import write_json
+from mlx_lora.files import refuse_unwritable, typed_path, write_json
 
 if TYPE_CHECKING:
     from mlx_lora.evaluation.asking import Asker
@@ -41,6 +41,7 @@ def run_evaluate(
     `metrics` the first that a kind of data has leads. Exit code 1: an adapter (or the base alone) is under
     `fail_under`. Raises: MlxLoraError.
     """
+    output = None if output is None else typed_path(output)
     _check_request(adapters, base, model, limit, max_tokens, batch_size, fail_under, temperature)
     from mlx_lora.evaluation.asking import Asker
     from mlx_lora.evaluation.plugins import load_metrics
@@ -51,6 +52,7 @@ def run_evaluate(
     sources = read_sources(choose_sources(subjects, data), limit)
     if output is not None and output.suffix == ".json" and max(1, len(subjects)) * len(sources) > 1:
         raise ConfigError(f"--output {output}: several results do not fit one file", "give a folder")
+    _check_places(subjects, sources, output)
     _check_metrics(metrics, sources)
     loaded = _load(subjects, model)
     asker = Asker(
@@ -87,16 +89,17 @@ def _check_request(
     temperature: float,
 ) -> None:
     if not adapters and not base:
-        raise ConfigError("nothing to evaluate", "give an adapter folder, or --base --model NAME for a base alone")
+        fact = "no adapter and no --base: nothing to evaluate"
+        raise ConfigError(fact, "give an adapter folder, or --base --model NAME for a base alone")
     if not adapters and model is None:
         raise ConfigError("--base without an adapter: which base?", "add --model NAME")
     for name, value in (("--limit", limit), ("--max-tokens", max_tokens), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} {value}: must be at least 1")
     if not 0 <= temperature < float("inf"):
-        raise ConfigError(f"--temperature {temperature:g}: must be 0 (greedy) or more")
+        raise ConfigError(f"--temperature {temperature:g}: must be 0 (greedy) or more", "such as 0.7")
     if fail_under is not None and not 0 <= fail_under <= 1:
-        hint = f"for {fail_under:g} % write {fail_under / 100:g}" if 1 < fail_under <= 100 else None
+        hint = f"for {fail_under:g} % write {fail_under / 100:g}" if 1 < fail_under <= 100 else "such as 0.9"
         raise ConfigError(f"--fail-under {fail_under:g}: must be a share between 0 and 1", hint)
 
 
@@ -115,23 +118,21 @@ def _check_metrics(metrics: Sequence[str], sources: "Sequence[Source]") -> None:
 
 def _read_subject(path: Path) -> "Subject":
     from mlx_lora.chat.places import find_adapter
-    from mlx_lora.chat.rendering import rendering_of
-    from mlx_lora.evaluation.subjects import Rendering, Subject
+    from mlx_lora.evaluation.subjects import Subject
     from mlx_lora.lora.adapter import read_adapter
+    from mlx_lora.lora.rendering import rendering_of
     from mlx_lora.runfile import load_config
 
     folder = find_adapter(str(path))
     adapter = read_adapter(folder)
-    stored = rendering_of(adapter.config, folder)
-    settings = stored.settings().model_copy(update={"system_prompt": stored.system_prompt})
     run_file = folder / "run.yaml"
     run = load_config(run_file) if run_file.is_file() else None
-    return Subject(str(folder), folder, adapter, Rendering(settings, stored.chat_template), run)
+    return Subject(str(folder), folder, adapter, rendering_of(adapter.config, folder), run)
 
 
 def _load(subjects: "Sequence[Subject]", model: str | None) -> "LoadedModel":
     """The one base of all adapters, or `model`."""
-    from mlx_lora.chat.rendering import model_of
+    from mlx_lora.lora.rendering import model_of
     from mlx_lora.model.batching import batching_note
     from mlx_lora.model.load import load_base
 
@@ -160,7 +161,7 @@ def _evaluate_adapter(
     base_rows = [asker.ask_base(rendering, source)[0] if with_base else None for source in sources]
     evaluations = []
     with asker.adapted(subject) as applied:
-        talk.print(f"{subject.label}: {applied.active_modules} modules active", markup=False)
+        talk.print(f"{subject.label}: {applied.line}", markup=False, soft_wrap=True)
         for note in applied.notes:
             talk.print(f"note: {note}", markup=False, soft_wrap=True)
         for source, base in zip(sources, base_rows, strict=True):
@@ -175,7 +176,7 @@ def _evaluate_adapter(
 
 def _evaluate_base(asker: "Asker", source: "Source", metrics: Sequence[str]) -> "Evaluation":
     from mlx_lora.evaluation.result import Evaluation
-    from mlx_lora.evaluation.subjects import Rendering
+    from mlx_lora.lora.rendering import Rendering
 
     rows, seconds = asker.ask_base(Rendering(), source)
     return Evaluation("base", source.facts(), rows, None, source.leading_metric(metrics), seconds)
@@ -198,28 +199,44 @@ def _save(
 
     subject = next((subject for subject in subjects if subject.label == one.label), None)
     if subject is not None:
-        facts, asked = subject.adapter.facts, subject.rendering.settings
+        facts, asked = subject.adapter.facts, subject.rendering
         settings |= {
             "system_prompt": asked.system_prompt,
             "chat_template_sha256": facts.get("chat_template_sha256"),
-            "chat_template_args": asked.chat_template_args,
+            "chat_template_args": dict(asked.chat_template_args),
             "adapter_step": facts.get("step"),
         }
     result = build_result(one, settings).model_dump(mode="json")
-    place = _result_place(one, subject, output, several=len(subjects) > 1)
+    place = _result_place(one.label, str(one.data["name"]), subject, output, several=len(subjects) > 1)
     if place is not None:
         write_json(place, result)
     return result
 
 
-def _result_place(one: "Evaluation", subject: "Subject | None", output: Path | None, *, several: bool) -> Path | None:
+def _check_places(subjects: "Sequence[Subject]", sources: "Sequence[Source]", output: Path | None) -> None:
+    """Raises: MlxLoraError where a result cannot be written, or would be written over what is asked."""
+    asked = {typed_path(source.path).resolve() for source in sources}
+    everyone: Sequence[Subject | None] = subjects or [None]
+    for subject in everyone:
+        for source in sources:
+            label = "base" if subject is None else subject.label
+            place = _result_place(label, source.name, subject, output, several=len(subjects) > 1)
+            if place is None:
+                continue
+            refuse_unwritable(place)
+            if place.resolve() in asked:
+                raise ConfigError(f"--output {place}: holds what is asked", "give another file or folder")
+
+
+def _result_place(
+    label: str, name: str, subject: "Subject | None", output: Path | None, *, several: bool
+) -> Path | None:
     """The file of the result; None for a base alone that was given no output."""
-    name = f"{one.data['name']}.json"
     if output is None:
-        return subject.folder / "eval" / name if subject is not None else None
+        return subject.folder / "eval" / f"{name}.json" if subject is not None else None
     if output.suffix == ".json":
         return output
-    return output / (f"{Path(one.label).name}-{name}" if several else name)
+    return output / f"{f'{Path(label).name}-' if several else ''}{name}.json"
 
 
 def _print(evaluations: "Sequence[Evaluation]", sources: "Sequence[Source]") -> None:

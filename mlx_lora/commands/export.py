@@ -6,12 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_lora.chat.rendering import model_of, rendering_of
 from mlx_lora.commands.exportgguf import write_gguf, write_gguf_lora, write_ollama
 from mlx_lora.commands.exportjob import Job, say_note
 from mlx_lora.console import talk
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.files import whole_file, whole_folder
+from mlx_lora.lora.rendering import model_of, rendering_of
 from mlx_lora.screen import format_bytes
 
 if TYPE_CHECKING:

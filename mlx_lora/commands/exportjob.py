@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlx_lora.chat.rendering import Rendering
 from mlx_lora.console import talk
+from mlx_lora.lora.rendering import Rendering
 
 if TYPE_CHECKING:
     from mlx_lora.exchange.gguf_file import Kind

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_lora.chat.rendering import Rendering, model_of, rendering_of
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError, MlxLoraError
-from mlx_lora.files import whole_folder
+from mlx_lora.files import refuse_unwritable, typed_path, whole_folder
+from mlx_lora.lora.rendering import Rendering, model_of, rendering_of
 from mlx_lora.screen import format_bytes
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ def run_fuse(
     from mlx_lora.chat.places import find_adapter
     from mlx_lora.lora.adapter import read_adapter
 
-    adapter = find_adapter(str(adapter))
+    adapter, output = find_adapter(str(adapter)), typed_path(output)
+    refuse_unwritable(output)
     folder = read_adapter(adapter)
     rendering = rendering_of(folder.config, adapter)
     base = Base(*model_of(folder.config, adapter)) if model is None else Base(model, revision)
@@ -124,13 +125,8 @@ def _measure_reference(base: Base, folder: "AdapterFolder", rendering: Rendering
     applied = apply_adapter(loaded.model, folder, asdict(loaded.identity))
     for note in applied.notes:
         talk.print(f"note: {note}", markup=False, soft_wrap=True)
-    talk.print(
-        f"adapter active: {applied.active_modules} modules, ‖ΔW‖/‖W‖ = {applied.delta_ratio:.3g}; "
-        f"base {loaded.identity.name}, {loaded.compute}",
-        markup=False,
-        soft_wrap=True,
-    )
-    tokenizer = _tokenizer(loaded, rendering)
+    talk.print(f"{applied.line}; base {loaded.identity.name}, {loaded.compute}", markup=False, soft_wrap=True)
+    tokenizer = loaded.tokenizer.with_chat_template(rendering.chat_template, rendering.place)
     prompts, origin = _prompts(folder.folder, tokenizer, rendering)
     rows = _answer(loaded, tokenizer, prompts)
     logits = list(answer_logits(loaded.model, rows))
@@ -204,11 +200,6 @@ def _load_stored(base: Base, folder: "AdapterFolder") -> "LoadedModel":
     return loaded
 
 
-def _tokenizer(loaded: "LoadedModel", rendering: Rendering) -> "Tokenizer":
-    template = rendering.chat_template
-    return loaded.tokenizer if template is None else loaded.tokenizer.with_chat_template(template)
-
-
 def _prompts(adapter: Path, tokenizer: "Tokenizer", rendering: Rendering) -> tuple[list[list[int]], str]:
     """Prompts as in training, from the run's own rows where they are still there, and where they come from."""
     from mlx_lora.dataset.record import Record
@@ -236,7 +227,7 @@ def _run_records(adapter: Path) -> tuple[Sequence["Record"], str]:
     try:
         data = load_config(run).data
         for split, source in (("valid", data.valid), ("test", data.test), ("train", data.train)):
-            if source is not None and Path(source).expanduser().exists():
+            if source is not None and typed_path(source).exists():
                 records = [record for record in read_records(source, split) if record.messages]
                 spread = spread_rows(records, MOST_PROMPTS)
                 return [replace(record, messages=record.messages[:-1]) for record in spread], source
@@ -248,9 +239,11 @@ def _run_records(adapter: Path) -> tuple[Sequence["Record"], str]:
 def _rendered(records: Sequence["Record"], tokenizer: "Tokenizer", rendering: Rendering) -> list[list[int]]:
     from mlx_lora.dataset.rendering import render_prompt
 
-    settings = rendering.settings().model_copy(update={"system_prompt": rendering.system_prompt})
+    settings = rendering.settings()
     prompts = [
-        render_prompt(record.messages, tokenizer, settings, record.tools, row_format=record.format)
+        render_prompt(
+            record.messages, tokenizer, settings, record.tools, row_format=rendering.row_format(record.format)
+        )
         for record in records
     ]
     return [prompt for prompt in prompts if 0 < len(prompt) <= LONGEST_PROMPT]

@@ -6,7 +6,7 @@ from pathlib import Path
 from mlx_lora.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from mlx_lora.console import talk
 from mlx_lora.errors import ConfigError
-from mlx_lora.files import write_whole
+from mlx_lora.files import refuse_unwritable, write_whole
 from mlx_lora.runfile import render_config
 
 RUN_FILE = "run.yaml"
@@ -25,6 +25,8 @@ def run_init(folder: Path, *, model: str, force: bool) -> int:
 
     Raises: ConfigError where a file is there already and `force` is false.
     """
+    if not model.strip():
+        raise ConfigError("--model: the name is empty", "leave --model out for smollm2-135m-instruct")
     contents = {folder / RUN_FILE: _HEADER + "\n" + render_config(_sample_run(model), comments=True)}
     for split in SPLITS:
         rows = resources.files("mlx_lora").joinpath("templates", f"{split}.jsonl").read_text(encoding="utf-8")
@@ -32,6 +34,8 @@ def run_init(folder: Path, *, model: str, force: bool) -> int:
     present = [str(path) for path in contents if path.exists()]
     if present and not force:
         raise ConfigError(f"{', '.join(present)}: there already", "choose another folder, or pass --force to overwrite")
+    for path in contents:
+        refuse_unwritable(path)
     for path, content in contents.items():
         write_whole(path, content)
     _print_next(folder, list(contents))

@@ -1,5 +1,6 @@
 """The replay rows of a run (data.replay), made while the base has no adapters yet."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlx_lora.config import RunConfig
@@ -15,19 +16,24 @@ if TYPE_CHECKING:
 
 
 def build_replay(
-    config: RunConfig, base: "LoadedModel", tokenizer: "Tokenizer", splits: "DataSplits", taught: int, ranks: int
+    config: RunConfig,
+    base: "LoadedModel",
+    tokenizer: "Tokenizer",
+    splits: "DataSplits",
+    taught: "Sequence[Example]",
+    ranks: int,
 ) -> "list[Example]":
-    """The rows that the epochs of `taught` rows draw from; says in one line what they are. Raises: DataError."""
+    """The rows that the epochs of the `taught` rows draw from; says in one line what they are. Raises: DataError."""
     from mlx_lora.dataset.examples import record_prompt
     from mlx_lora.dataset.replay import build_replay_examples, choose_prompts, read_prompts, replay_rows
     from mlx_lora.training.loop import build_schedule
     from mlx_lora.training.replay import answer_prompts
 
-    count = replay_rows(taught, config.data.replay)
+    count = replay_rows(len(taught), config.data.replay)
     if not count:
         return []
     asked = [*splits.train, *splits.valid, *splits.test]
-    schedule = build_schedule([1] * taught, config.train, ranks)
+    schedule = build_schedule([1] * len(taught), config.train, ranks)
     most = -(-count * schedule.total_steps // schedule.steps_per_epoch)  # more are never reached
     chosen = choose_prompts(read_prompts(config.data.replay_prompts), most, config.train.seed, asked)
     prompts = [record_prompt(record, tokenizer, config.data) for record in chosen]
@@ -39,12 +45,12 @@ def build_replay(
                 answers = event
             else:
                 bar.show(*event)
-    rows = build_replay_examples(prompts, answers, config.data)
+    rows = build_replay_examples(prompts, answers, taught, config.data)
     ended = sum(answer.ended for answer in answers)
     trained = sum(int(row.loss_mask.sum()) for row in rows)
-    share = count / (count + taught)
+    joined = f"{count} rows join each epoch's {len(taught)} ({count / (count + len(taught)):.0%} of all)"
     talk.print(
-        f"replay: {count} rows join each epoch's {taught} ({share:.0%} of all), drawn from {len(rows)} that the base "
+        f"replay: {joined}, drawn from {len(rows)} that the base "
         f"answered ({trained:,} trained tokens; {ended} answers end, the others are cut)",
         markup=False,
         soft_wrap=True,

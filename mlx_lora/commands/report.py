@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError, MlxLoraError
-from mlx_lora.files import named_errors, write_whole
+from mlx_lora.files import named_errors, typed_path, write_whole
 
 COMPARISON = Path("comparison.html")
 
@@ -26,7 +26,7 @@ def run_report(names: Sequence[str], *, output: Path | None = None, show: bool =
         raise MlxLoraError("the same run is named twice", "a comparison needs different runs")
     runs = [read_run(folder) for folder in folders]
     path = output or (folders[0] / "report.html" if len(runs) == 1 else COMPARISON)
-    _refuse_foreign(path)
+    _refuse_foreign(typed_path(path))
     write_whole(path, run_page(runs[0]) if len(runs) == 1 else comparison_page(runs))
     print(path)
     if show and not webbrowser.open(path.resolve().as_uri()):
@@ -39,7 +39,7 @@ def _find_run(name: str) -> Path:
     from mlx_lora.chat.places import ADAPTERS, find_adapter
     from mlx_lora.report.runs import is_run
 
-    path = Path(name).expanduser()
+    path = typed_path(name)
     for folder in (path, path.parent) if path.is_file() else (path, ADAPTERS / path):
         if is_run(folder):
             return folder

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
+from mlx_lora.files import typed_path
 from mlx_lora.screen import RowsBar
 
 if TYPE_CHECKING:
@@ -33,18 +33,19 @@ def watch_retention(
         return None
     from mlx_lora.evaluation.asking import Asker
     from mlx_lora.evaluation.retention import MAX_TOKENS, compare_retention, remedy
-    from mlx_lora.evaluation.subjects import Rendering
     from mlx_lora.lora.adapter import read_adapter
     from mlx_lora.lora.inject import set_adapter_enabled
+    from mlx_lora.lora.rendering import rendering_of
     from mlx_lora.model.load import reload_layers
 
     started = time.perf_counter()
     model = session.model
     session.restore_layers(lambda count: reload_layers(base, config.compute, count))
-    session.stepper.trainable.assign(read_adapter(Path(config.output_dir)).tensors)
+    adapter = read_adapter(typed_path(config.output_dir))
+    session.stepper.trainable.assign(adapter.tensors)
     model.eval()
     asker = Asker(base, max_tokens=MAX_TOKENS, batch_size=32, numbers=False, progress=_progress)
-    rendering = Rendering(config.data, _template(config))
+    rendering = rendering_of(adapter.config, adapter.folder)
     set_adapter_enabled(model, False)
     before, _ = asker.ask("base", rendering, source)
     set_adapter_enabled(model, True)
@@ -60,12 +61,6 @@ def watch_retention(
         )
         talk.print(f"hint: {remedy(config.data.replay)}", markup=False, soft_wrap=True)
     return {**outcome.as_dict(), "seconds": round(time.perf_counter() - started, 1)}
-
-
-def _template(config: RunConfig) -> str | None:
-    from mlx_lora.dataset.rendering import read_template
-
-    return None if config.data.chat_template is None else read_template(config.data.chat_template)
 
 
 @contextmanager

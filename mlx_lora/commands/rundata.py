@@ -17,7 +17,8 @@ def load_run_tokenizer(config: RunConfig) -> Tokenizer:
     if config.model in BUILTIN_MODELS and not is_converted(config.model):
         talk.print(f"converting {config.model} once …", markup=False)
     tokenizer = load_tokenizer(config.model, revision=config.revision)
-    if config.data.chat_template is None:
-        return tokenizer
+    path = config.data.chat_template
     # Another template may end its turns with another token.
-    return tokenizer.with_chat_template(read_template(config.data.chat_template))
+    return (
+        tokenizer if path is None else tokenizer.with_chat_template(read_template(path), f"data.chat_template: {path}")
+    )

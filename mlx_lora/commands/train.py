@@ -19,7 +19,7 @@ from mlx_lora.commands.trainsummary import build_summary, print_header, print_su
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
 from mlx_lora.errors import MlxLoraError
-from mlx_lora.files import cache_folder, named_errors, remove_folder, sha256_file, write_whole
+from mlx_lora.files import cache_folder, named_errors, remove_folder, sha256_file, typed_path, write_whole
 from mlx_lora.runfile import dump_config, load_config
 from mlx_lora.screen import RowsBar
 
@@ -52,7 +52,7 @@ def run_train(
 
     group = join_group()
     talk.quiet = not group.leads
-    folder = Path(config.output_dir)
+    folder = typed_path(config.output_dir)
     again = f"{'mlx.launch … -- ' if group.size > 1 else ''}mlx-lora train {path} --resume"
     stop = Stop()
     try:
@@ -86,7 +86,7 @@ def _run(
     from mlx_lora.training.checkpoint import find_checkpoint
     from mlx_lora.training.runfolder import Metrics, claimed_folder
 
-    folder = Path(config.output_dir)
+    folder = typed_path(config.output_dir)
     claim = claimed_folder(folder, resume=resume, overwrite=overwrite) if group.leads else nullcontext(list[str]())
     with claim as notes:
         checkpoint = find_checkpoint(folder / "checkpoints") if resume else None  # before anything is loaded
@@ -125,7 +125,7 @@ def _build(
     from mlx_lora.commands.rundata import load_run_tokenizer
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
     from mlx_lora.dataset.replay import examples_sha256
-    from mlx_lora.dataset.splits import load_splits, records_sha256
+    from mlx_lora.dataset.splits import load_splits, records_sha256, row_formats
     from mlx_lora.lora.inject import inject_lora
     from mlx_lora.model.load import load_base
     from mlx_lora.training.fingerprint import build_fingerprint, engine_parts
@@ -141,7 +141,7 @@ def _build(
     train_set, valid_set = built["train"].examples, built["valid"].examples
     questions = read_retention(config, tokenizer)
     base = load_base(config.model, revision=config.revision, compute=config.compute)
-    replay = build_replay(config, base, tokenizer, splits, len(train_set), group.size)
+    replay = build_replay(config, base, tokenizer, splits, train_set, group.size)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
     print_header(config, base, injection, len(train_set), len(valid_set))
     for note in built["train"].notes:
@@ -152,7 +152,7 @@ def _build(
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
     if replay:
         data["replay"] = examples_sha256(replay)
-    facts = _facts(config, base, data)
+    facts = _facts(config, base, data) | {"row_formats": row_formats(splits.train)}
     fingerprint = build_fingerprint(session, facts["identity"], data, facts["versions"])
     if checkpoint:
         require_same_run(checkpoint, fingerprint, config.optimizer, force=force)  # before the layers run
@@ -187,14 +187,14 @@ def _warn_of_mute_ends(session: "Session", tokenizer: "Tokenizer") -> None:
 
 def _facts(config: RunConfig, base: "LoadedModel", data: dict[str, str]) -> dict[str, Any]:
     """What the adapter tells of its origin."""
-    template = config.data.chat_template
+    template = typed_path(config.data.chat_template) if config.data.chat_template else None
     identity = dataclasses.asdict(base.identity)
     return {
         "model": config.model,
         "revision": config.revision,
         "identity": identity,
         "system_prompt": config.data.system_prompt,
-        "chat_template": Path(template).read_text(encoding="utf-8") if template else None,
+        "chat_template": template.read_text(encoding="utf-8") if template else None,
         "chat_template_sha256": sha256_file(template) if template else identity["chat_template_sha256"],
         "chat_template_args": config.data.chat_template_args,
         "data_sha256": data,

@@ -34,14 +34,14 @@ def train_and_validate(
             if session.out_of_patience():  # resumed where it had ended
                 return "patience"
             if first_step == 1:
-                screen.warn(watch.start())
+                _warn(watch.start(), 0, metrics, screen)
             if first_step == 1 and session.valid_set:
                 _validate(session, folder, facts, metrics, screen, watch)
             for report in session.steps():
                 if metrics:
                     metrics.write("step", dataclasses.asdict(report))
                 screen.step(report)
-                screen.warn(watch.step(report))
+                _warn(watch.step(report), report.step, metrics, screen)
                 last = report.step == schedule.total_steps
                 if session.valid_set and (last or report.step % eval_every == 0):
                     _validate(session, folder, facts, metrics, screen, watch)
@@ -82,9 +82,17 @@ def _validate(
     if metrics:
         metrics.write("validation", {"step": step, "loss": loss, "best": best, "seconds": seconds})
     screen.validation(step, loss, best, seconds)
-    screen.warn(watch.validation(step, loss))
+    _warn(watch.validation(step, loss), step, metrics, screen)
     if best and metrics:
         _save_adapter(session, folder, facts)
+
+
+def _warn(lines: list[str], step: int, metrics: "Metrics | None", screen: TrainScreen) -> None:
+    """Say each line on the screen, and keep it for the report."""
+    screen.warn(lines)
+    if metrics:
+        for line in lines:
+            metrics.write("warning", {"step": step, "message": line})
 
 
 def _save(session: "Session", folder: Path, facts: dict[str, Any], metrics: "Metrics | None") -> None:

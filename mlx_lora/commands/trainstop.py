@@ -94,11 +94,12 @@ class _Signals:
     def watch(self, stop: Stop) -> None:
         """Answer every signal until `end`: two that arrive in one long call would reach `handle` as one."""
         while True:
-            for number in os.read(self._reading, 100):
-                if number == _END:
-                    return
-                if number == signal.SIGHUP:
-                    talk.quiet = True
+            numbers = os.read(self._reading, 100)
+            if signal.SIGHUP in numbers:
+                talk.quiet = True
+            if _END in numbers:  # the main thread has gone on: nothing is left to interrupt
+                return
+            for _ in numbers:
                 if stop.asked_aloud or not stop.training:
                     self._interrupt()
                     return

@@ -19,7 +19,7 @@ class Batch:
 
     inputs: np.ndarray  # (B, T) int32, right-padded
     targets: np.ndarray  # (B, T) int32: inputs shifted left by one
-    weights: np.ndarray  # (B, T) float32: 1 on trained targets, 0 on prompt and padding
+    weights: np.ndarray  # (B, T) float32: 1 on trained targets (or their row's weight), 0 on prompt and padding
     rows: np.ndarray  # (B,) int32: indices into the examples
     lengths: np.ndarray  # (B,) int32: real input tokens of each row
     expected: Expected | None = None  # of all rows that have it, one after the other
@@ -33,7 +33,7 @@ class Batch:
     @property
     def targets_count(self) -> int:
         """Trained targets."""
-        return int(self.weights.sum())
+        return int(np.count_nonzero(self.weights))
 
     @property
     def padding_share(self) -> float:
@@ -114,7 +114,7 @@ def collate(examples: Sequence[Example], rows: Sequence[int], *, width: int | No
     for place, (example, length) in enumerate(zip(chosen, lengths, strict=True)):
         inputs[place, :length] = example.tokens[:-1]
         targets[place, :length] = example.tokens[1:]
-        weights[place, :length] = example.loss_mask[1:]
+        weights[place, :length] = example.loss_mask[1:] * example.weight
     return Batch(inputs, targets, weights, np.array(rows, dtype=np.int32), lengths, *_expected(chosen, padded))
 
 

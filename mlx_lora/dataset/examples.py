@@ -45,6 +45,7 @@ class Example:
     place: str
     note: str | None
     full_length: int = 0  # tokens before the prompt was shortened
+    weight: float = 1.0  # of each of its trained tokens in the loss
     expected: Expected | None = None  # what the base expects at the trained tokens; None trains the tokens themselves
 
     @property

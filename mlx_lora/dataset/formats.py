@@ -26,11 +26,18 @@ SPEAKERS = {
     "function_response": "tool",
 }
 
+MOST_LEVELS = 100  # of lists and objects in one row; deep tool schemas have a dozen
+
 Row = Mapping[str, Any]
+_EMPTY_HINT = "write what is missing, or remove the row"
 
 
 class RowError(ValueError):
-    """What is wrong with one row, in words that follow `file:line: `."""
+    """What is wrong with one row, in words that follow `file:line: `, and what to do."""
+
+    def __init__(self, fact: str, hint: str = FORMATS_HINT) -> None:
+        super().__init__(fact)
+        self.hint = hint
 
 
 class _Format(NamedTuple):
@@ -46,7 +53,7 @@ def record_from_row(row: object, place: str) -> Record:
     """
     if not isinstance(row, Mapping):
         raise RowError(f"the row is {_kind(row)}, expected an object")
-    _refuse_surrogates(row)
+    _refuse_untypable(row, MOST_LEVELS)
     present = {str(key): value for key, value in row.items() if value is not None}
     if "question" in present and "answer" not in present and isinstance(present.get("answers"), list | tuple):
         present["answer"] = next(iter(present["answers"]), None)
@@ -136,9 +143,11 @@ def _messages(value: Any, key: str) -> tuple[Message, ...]:
     if not messages:
         raise RowError(f'"{key}" is empty')
     if messages[-1]["role"] != "assistant":
-        raise RowError(f'last message has role "{messages[-1]["role"]}", expected "assistant"')
+        fact = f'last message has role "{messages[-1]["role"]}", expected "assistant"'
+        raise RowError(fact, "a row ends with the answer that it teaches: add it, or remove what follows it")
     if not any(message["role"] == "user" for message in messages):
-        raise RowError("no message has the role user: nothing asks for the answer")
+        hint = "add the question before the answer"
+        raise RowError("no message has the role user: nothing asks for the answer", hint)
     return messages
 
 
@@ -149,16 +158,18 @@ def _message(value: Any, number: int) -> Message:
     role = message.get("role")
     if role not in ROLES:
         known = ", ".join(ROLES[:-2])
-        raise RowError(f"message {number} has {_quoted('role', role)}, expected one of {known}")
+        hint = "rename the role: the person asks as user, the model answers as assistant"
+        raise RowError(f"message {number} has {_quoted('role', role)}, expected one of {known}", hint)
     if message.get("weight", 1) != 1:
-        raise RowError(f'message {number} has "weight" {message["weight"]}: here every assistant turn is trained')
+        fact = f'message {number} has "weight" {_shown(message["weight"])}: here every assistant turn is trained'
+        raise RowError(fact, "remove the weight, or the turns that shall not be trained")
     calls = _tool_calls(message.pop("tool_calls", []), number)
     where = f"message {number} ({role})"
     content = _content(message.get("content"), where)
     if not content.strip() and role == "assistant" and not calls:
-        raise RowError(f"{where} is an empty answer")
+        raise RowError(f"{where} is an empty answer", _EMPTY_HINT)
     if not content.strip() and role == "user":
-        raise RowError(f"{where} is empty")
+        raise RowError(f"{where} is empty", _EMPTY_HINT)
     message["content"] = content
     # Templates test for the key, so it is there only with calls in it.
     return {**message, "tool_calls": calls} if calls else message
@@ -170,7 +181,8 @@ def _content(value: Any, where: str) -> str:
         return ""
     if isinstance(value, list | tuple):
         if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in value):
-            raise RowError(f"{where} has a part that is not text; only text can be trained")
+            hint = "leave rows with pictures or sound out"
+            raise RowError(f"{where} has a part that is not text; only text can be trained", hint)
         value = "".join(part["text"] for part in value)
     return _checked(value, f"{where} content")
 
@@ -190,8 +202,10 @@ def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
-            raise RowError(f"message {number} has a tool call whose arguments are not JSON") from None
+        except (ValueError, RecursionError):
+            hint = 'arguments are an object, such as {"city": "Rome"}, or one as text'
+            raise RowError(f"message {number} has a tool call whose arguments are not JSON", hint) from None
+        _refuse_untypable(arguments, MOST_LEVELS)
     if not isinstance(arguments, Mapping):
         raise RowError(f"message {number} has a tool call whose arguments are {_kind(arguments)}, expected an object")
     # A data set's columns fill absent arguments with null.
@@ -203,8 +217,9 @@ def _tools(value: Any) -> tuple[dict[str, Any], ...]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError:
-            raise RowError('"tools" is a text that is not JSON') from None
+        except (ValueError, RecursionError):
+            raise RowError('"tools" is a text that is not JSON', "tools is a list of objects, or one as text") from None
+        _refuse_untypable(value, MOST_LEVELS)
     if value is None:
         return ()
     if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
@@ -218,7 +233,8 @@ def _spoken(turn: Any, number: int) -> Any:
         return turn
     speaker = turn["from"]
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
-        raise RowError(f"message {number} has {_quoted('from', speaker)}, expected one of {', '.join(SPEAKERS)}")
+        fact = f"message {number} has {_quoted('from', speaker)}, expected one of {', '.join(SPEAKERS)}"
+        raise RowError(fact, "rename it: the person is human, the model is gpt")
     rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
     return {**rest, "role": SPEAKERS[speaker], "content": turn.get("value")}
 
@@ -238,28 +254,30 @@ def _said(messages: tuple[Message, ...]) -> tuple[str, ...]:
 def _text(row: Row, key: str, *, may_be_empty: bool = False) -> str:
     text = _checked(row[key], f'"{key}"')
     if not may_be_empty and not text.strip():
-        raise RowError(f'"{key}" is empty')
+        raise RowError(f'"{key}" is empty', _EMPTY_HINT)
     return text
 
 
 def _checked(value: Any, what: str) -> str:
     if not isinstance(value, str):
-        raise RowError(f"{what} is {_kind(value)}, expected text")
+        hint = f'texts stand in quotes: "{_shown(value)}"' if isinstance(value, int | float) else FORMATS_HINT
+        raise RowError(f"{what} is {_kind(value)}, expected text", hint)
     return value
 
 
-def _refuse_surrogates(value: Any) -> None:
-    """JSON can spell half of a surrogate pair (half an emoji); no tokenizer takes it."""
+def _refuse_untypable(value: Any, levels: int) -> None:
+    """JSON can spell half of a surrogate pair (half an emoji), which no tokenizer takes, and endless nesting."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise RowError(f"a text has half of a surrogate pair, \\u{ord(value[error.start]):04x}") from None
-    elif isinstance(value, Mapping):
-        _refuse_surrogates([*value.keys(), *value.values()])
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _refuse_surrogates(item)
+            fact = f"a text has half of a surrogate pair, \\u{ord(value[error.start]):04x}"
+            raise RowError(fact, "write the whole character; a text cut between its halves was cut too short") from None
+    elif isinstance(value, Mapping | list | tuple):
+        if levels == 0:
+            raise RowError(f"nested more than {MOST_LEVELS} levels deep")
+        for item in [*value.keys(), *value.values()] if isinstance(value, Mapping) else value:
+            _refuse_untypable(item, levels - 1)
 
 
 def _kind(value: object) -> str:
@@ -270,8 +288,13 @@ def _kind(value: object) -> str:
 
 
 def _quoted(key: str, value: Any) -> str:
-    return f"no {key}" if value is None else f'{key} "{value}"'
+    return f"no {key}" if value is None else f'{key} "{_shown(value)}"'
 
 
 def _names(row: Row) -> str:
-    return ", ".join(list(row)[:8]) + (", …" if len(row) > 8 else "")
+    return ", ".join(_shown(name) for name in list(row)[:8]) + (", …" if len(row) > 8 else "")
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text[:60] + "…" * (len(text) > 60)

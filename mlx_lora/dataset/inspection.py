@@ -106,16 +106,21 @@ def inspect_splits(
     overlaps = {f"train/{name}": _overlap(splits.train, records[name]) for name in ("valid", "test")}
     contradictions = _contradictions([record for split in records.values() for record in split])
     faults = [fault for name in records for fault in built[name].faults]
+    hints = list(dict.fromkeys(hint for name in records for hint in built[name].hints))
     if not lengths and not faults:
         faults.append(
             f"{config.data.train}: no training rows are left: all {len(splits.train)} have more than "
             f"data.max_seq_length = {config.data.max_seq_length} tokens"
         )
-    faults += [
-        f"{name}: {report.without_end_token} rows without a trained end token: their answers would never end"
-        for name, report in reports.items()
-        if report.without_end_token
-    ]
+        hints.append("raise data.max_seq_length")
+    for name, report in reports.items():
+        if report.without_end_token:
+            rows = _rows(report.without_end_token)
+            faults.append(f"{name}: {rows} without a trained end token: the answers would never end")
+            hints.append("set data.chat_template to one that writes an end token after each answer")
+    if config.train.early_stopping_patience is not None and not built["valid"].examples:
+        faults.append("train.early_stopping_patience: there are no validation rows to look at: it would never stop")
+        hints.append("set data.valid, raise data.valid_share, or leave train.early_stopping_patience out")
     return Inspection(
         splits=reports,
         overlaps=overlaps,
@@ -125,7 +130,7 @@ def inspect_splits(
         replay_rows=replay_rows(len(lengths), config.data.replay),
         padding_share=_padding_share(lengths, plan),
         faults=faults,
-        hints=list(dict.fromkeys(hint for name in records for hint in built[name].hints)),
+        hints=hints,
         warnings=_warnings(reports, overlaps, contradictions),
     )
 

@@ -11,6 +11,7 @@ from mlx_lora.dataset.hub import is_hub_name, iter_hub_rows
 from mlx_lora.dataset.record import Message, Record
 from mlx_lora.dataset.rows import SUFFIXES, RawRow, iter_rows
 from mlx_lora.errors import DataError
+from mlx_lora.files import typed_path
 
 __all__ = ["Message", "Record", "read_records", "read_split_if_present"]
 
@@ -35,7 +36,7 @@ def read_split_if_present(source: str, split: str) -> list[Record] | None:
 
     Raises: DataError as read_records.
     """
-    if builtin_path(source) is not None or Path(source).expanduser().is_file():
+    if builtin_path(source) is not None or typed_path(source).is_file():
         return None
     rows = _find_rows(source, split)
     return None if rows is None else _to_records(rows, source)
@@ -45,7 +46,7 @@ def _find_rows(source: str, split: str) -> Iterable[RawRow] | None:
     built_in = builtin_path(source)
     if built_in is not None:
         return _iter_builtin(built_in, source)
-    path = Path(source).expanduser()
+    path = typed_path(source)
     names = _SPLIT_NAMES.get(split, (split,))
     if path.is_file():
         return iter_rows(path)
@@ -55,6 +56,10 @@ def _find_rows(source: str, split: str) -> Iterable[RawRow] | None:
             found = " and ".join(file.name for file in files)
             raise DataError(f"{source}: which file is the {split} split, {found}?", "keep one of them in the folder")
         return iter_rows(files[0]) if files else None
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"{source}: a link to {path.readlink()}, which is not there", "mend the link, or remove it")
+    if path.exists():
+        raise DataError(f"{source}: neither a file nor a folder", "write the rows into a .jsonl file first")
     near_names = difflib.get_close_matches(source.lower(), BUILTIN_DATA_SETS, n=1, cutoff=0.85)
     if near_names:
         raise DataError(f"{source}: no such file or folder", f"did you mean the built-in {near_names[0]}?")
@@ -72,16 +77,17 @@ def _iter_builtin(path: Path, name: str) -> Iterator[RawRow]:
 def _to_records(rows: Iterable[RawRow], source: str) -> list[Record]:
     records: list[Record] = []
     faults: list[str] = []
+    hints: list[str] = []
     for row in rows:
-        if row.fault is not None:
-            faults.append(f"{row.place}: {row.fault}")
-            continue
         try:
+            if row.fault is not None:
+                raise RowError(row.fault, row.hint or FORMATS_HINT)
             records.append(record_from_row(row.value, row.place))
         except RowError as error:
             faults.append(f"{row.place}: {error}")
+            hints.append(error.hint)
     if faults:
-        raise DataError(joined_faults(faults), FORMATS_HINT)
+        raise DataError(joined_faults(faults), hints[0])
     if not records:
         raise DataError(f"{source}: no rows", FORMATS_HINT)
     return records

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from mlx_lora.config import DataSettings
 from mlx_lora.dataset.record import Message, Record
 from mlx_lora.errors import ConfigError, DataError, MlxLoraError
+from mlx_lora.files import typed_path
 
 NO_TEMPLATE_HINT = "set data.chat_template to a .jinja file, or take an instruction-tuned model"
 
@@ -64,8 +65,12 @@ def render_prompt(
     conversation = with_system_prompt(messages, settings)
     if has_template(tokenizer, settings):
         text = render_text(conversation, tokenizer, settings, tools, prompt=True)
-        return encode_rendered(text, tokenizer)
-    return encode_plain(plain_prompt(conversation, row_format), tokenizer)
+        tokens = encode_rendered(text, tokenizer)
+    else:
+        tokens = encode_plain(plain_prompt(conversation, row_format), tokenizer)
+    if not tokens:
+        raise DataError("what the chat template writes for the question has no tokens", NO_TEMPLATE_HINT)
+    return tokens
 
 
 def record_prompt(record: Record, tokenizer: ChatTokenizer, settings: DataSettings) -> list[int]:
@@ -126,9 +131,11 @@ def render_text(
 
 def read_template(path: str) -> str:
     """The text of the template file at `path`. Raises: ConfigError."""
-    file = Path(path).expanduser()
     try:
+        file = typed_path(path)
         return _cached_text(file, file.stat().st_mtime_ns)
+    except MlxLoraError as error:
+        raise ConfigError(f"data.chat_template: {error.message}", "give the path of a .jinja file") from error
     except OSError as error:
         raise ConfigError(f"data.chat_template: {path}: {error.strerror}", "give the path of a .jinja file") from error
     except UnicodeDecodeError as error:
@@ -178,6 +185,8 @@ def plain_prompt(messages: Sequence[Message], row_format: str) -> str:
     if row_format in ("prompt/completion", "alpaca") and len(turns) == 1:
         asked = str(turns[0]["content"])
         return instructions + (asked if row_format == "prompt/completion" else _ALPACA.format(asked))
+    if row_format in ("prompt/completion", "alpaca"):
+        raise DataError(f"without a chat template a {row_format} row asks once", "begin anew for the next question")
     raise DataError("the tokenizer has no chat template, which rows of messages need", NO_TEMPLATE_HINT)
 
 

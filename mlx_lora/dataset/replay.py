@@ -8,7 +8,7 @@ prompts, how many and what a row is made of; the answers come from training/repl
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from mlx_lora.dataset.examples import Example, Expected
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.errors import DataError
+from mlx_lora.files import typed_path
 
 BUILTIN_PROMPTS = Path(__file__).parent.parent / "data" / "replay_prompts.txt"
 
@@ -44,7 +45,7 @@ def read_prompts(source: str | None) -> list[Record]:
     if source is not None and not source.lower().endswith(".txt"):
         records = read_records(source)
     else:
-        records = _read_lines(BUILTIN_PROMPTS if source is None else Path(source).expanduser())
+        records = _read_lines(BUILTIN_PROMPTS if source is None else typed_path(source))
     first: dict[str, Record] = {}
     for record in records:
         first.setdefault(record.question_key, record)
@@ -52,20 +53,25 @@ def read_prompts(source: str | None) -> list[Record]:
 
 
 def choose_prompts(prompts: Iterable[Record], count: int, seed: int, asked: Iterable[Record]) -> list[Record]:
-    """At most `count` prompts, drawn by `seed`; none that the run's own rows ask: the base's answer would contradict.
+    """At most `count` prompts in their order, drawn by `seed`; a larger count keeps those of a smaller one.
 
-    A larger count keeps those of a smaller one.
+    None that the run's own rows ask is among them: the base's answer would contradict.
     """
     taken = {record.question_key for record in asked}
     free = [record for record in prompts if record.question_key not in taken]
     # By hash, not by shuffle: a prompt added to the file does not change which of the others are drawn.
-    return sorted(free, key=lambda record: hashlib.sha256(f"{seed}/{record.question_key}".encode()).digest())[:count]
+    drawn = sorted(free, key=lambda record: hashlib.sha256(f"{seed}/{record.question_key}".encode()).digest())
+    chosen = {record.question_key for record in drawn[:count]}
+    return [record for record in free if record.question_key in chosen]
 
 
 def build_replay_examples(
-    prompts: Sequence[Sequence[int]], answers: Sequence[BaseAnswer], settings: DataSettings
+    prompts: Sequence[Sequence[int]], answers: Sequence[BaseAnswer], taught: Sequence[Example], settings: DataSettings
 ) -> list[Example]:
     """The rows of prompts (token ids) and answers, without those that got none or have no room for one.
+
+    A replay row weighs as much as one of the `taught` rows, on average, however many tokens either has: data.replay is
+    a share of the loss as well.
 
     Only the answer is trained. One that did not end by itself, or is cut at data.max_seq_length, has no end token: the
     model must not learn to end there. Raises: DataError where no prompt was answered.
@@ -77,13 +83,18 @@ def build_replay_examples(
             tokens = np.array([*prompt, *answer.tokens[:trained]], np.int32)
             mask = np.arange(len(tokens)) >= len(prompt)
             expected = Expected(answer.expected.tokens[:trained], answer.expected.shares[:trained])
-            examples.append(Example(tokens, mask, f"replay:{number}", None, len(tokens), expected))
+            examples.append(Example(tokens, mask, f"replay:{number}", None, len(tokens), expected=expected))
     if not examples:
         raise DataError(
             f"data.replay: the base answers none of {len(prompts)} prompts within data.max_seq_length",
             "raise data.max_seq_length, or name other prompts with data.replay_prompts",
         )
-    return examples
+    weight = _mean_trained(taught) / _mean_trained(examples)
+    return [replace(example, weight=weight) for example in examples]
+
+
+def _mean_trained(examples: Sequence[Example]) -> float:
+    return sum(int(example.loss_mask[1:].sum()) for example in examples) / len(examples)
 
 
 def examples_sha256(examples: Sequence[Example]) -> str:
@@ -91,7 +102,8 @@ def examples_sha256(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         own = [] if example.expected is None else [example.expected.tokens, example.expected.shares]
-        for array in (np.int64(len(example.tokens)), example.tokens.astype(np.int32), example.loss_mask, *own):
+        sizes = np.array([len(example.tokens), example.weight])
+        for array in (sizes, example.tokens.astype(np.int32), example.loss_mask, *own):
             digest.update(array.tobytes())
     return digest.hexdigest()
 

@@ -14,9 +14,14 @@ from mlx_lora.errors import DataError
 SUFFIXES = (".jsonl", ".json", ".csv")
 _BOM = b"\xef\xbb\xbf"
 _WHITESPACE = " \t\r\n"
+_LARGEST_CELL = 2**31 - 1  # characters; Python's csv stops at 131,072 unless told otherwise
 # A cell of these columns that begins like JSON is read as JSON.
 _JSON_COLUMNS = ("messages", "conversations", "tools", "answers", "choices")
 _ENCODING_HINT = "save the file as UTF-8"
+_JSONL_HINT = 'each line is one JSON object, such as {"question": "…", "answer": "…"}'
+_JSON_HINT = 'write [row, …] or {"data": [row, …]}, each row a JSON object'
+_TWICE_HINT = "keep one of the two"
+_CSV_HINT = 'put texts with commas, quotes or line breaks into "…", and write a quote in them twice'
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class RawRow:
     place: str  # "data/train.jsonl:17"
     value: Any = None
     fault: str | None = None
+    hint: str | None = None  # the remedy of the fault
 
 
 def iter_rows(path: Path) -> Iterator[RawRow]:
@@ -42,6 +48,9 @@ def iter_rows(path: Path) -> Iterator[RawRow]:
         raise DataError(f"{path}: {error.strerror}", "check the path and its permissions") from error
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{path}:1: not UTF-8, but UTF-16", _ENCODING_HINT)
+    if b"\0" in content:  # JSON writes it as an escape
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise DataError(f"{path}:{line}: a NUL byte: this is UTF-16, or no text", _ENCODING_HINT)
     content = content.removeprefix(_BOM)
     if suffix == ".jsonl":
         return _iter_jsonl(content, path)
@@ -56,13 +65,37 @@ def _iter_jsonl(content: bytes, path: Path) -> Iterator[RawRow]:
             continue
         place = f"{path}:{number}"
         try:
-            yield RawRow(place, json.loads(line.decode()))
+            yield RawRow(place, json.loads(line.decode(), object_pairs_hook=_object))
         except UnicodeDecodeError as error:
-            yield RawRow(place, fault=f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})")
-        except json.JSONDecodeError as error:
-            yield RawRow(place, fault=f"not JSON: {error.msg} at column {error.colno}")
-        except RecursionError:
-            yield RawRow(place, fault="not JSON that can be read: nested too deeply")
+            fact = f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})"
+            yield RawRow(place, fault=fact, hint=_ENCODING_HINT)
+        except (ValueError, RecursionError) as error:
+            hint = _TWICE_HINT if isinstance(error, _RepeatedKeyError) else _JSONL_HINT
+            yield RawRow(place, fault=_json_fault(error), hint=hint)
+
+
+class _RepeatedKeyError(ValueError):
+    """An object that gives one key two values, of which json would keep the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise _RepeatedKeyError(f'"{repeated[:60]}" is given twice')
+    return found
+
+
+def _json_fault(error: ValueError | RecursionError) -> str:
+    """What json says of a text, in words that follow its place."""
+    if isinstance(error, RecursionError):
+        return "not JSON that can be read: nested too deeply"
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at column {error.colno}"
+    if isinstance(error, _RepeatedKeyError):
+        return str(error)
+    return "not JSON that can be read: a number of thousands of digits"
 
 
 def _decoded(content: bytes, path: Path) -> str:
@@ -78,24 +111,31 @@ def _iter_json(text: str, path: Path) -> Iterator[RawRow]:
         return
     try:
         whole = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):
+    except (ValueError, RecursionError) as error:
+        line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
+        if getattr(error, "msg", "") == "Extra data" and text.lstrip().startswith("{"):
             # One object a line under the name .json, as many published data sets have it.
             yield from _iter_jsonl(text.encode(), path)
             return
-        raise DataError(f"{path}:{error.lineno}: not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise DataError(f"{path}: not JSON that can be read: nested too deeply") from error
+        raise DataError(f"{path}:{line}: {_json_fault(error)}", _JSON_HINT) from error
     if isinstance(whole, dict) and not isinstance(whole.get("data"), list):
-        yield RawRow(f"{path}:1", whole)
+        yield _checked_row(text[_skip(text, 0) :], f"{path}:1")
         return
     if not isinstance(whole, list | dict):
-        raise DataError(f"{path}:1: neither a list of rows nor an object", 'write [row, …] or {"data": [row, …]}')
+        raise DataError(f"{path}:1: neither a list of rows nor an object", _JSON_HINT)
     start = _skip(text, 0) if isinstance(whole, list) else _list_start(text, "data")
     line, counted = 1, 0
-    for position, item in _iter_items(text, start):
+    for position, end in _iter_items(text, start):
         line, counted = line + text.count("\n", counted, position), position
-        yield RawRow(f"{path}:{line}", item)
+        yield _checked_row(text[position:end], f"{path}:{line}")
+
+
+def _checked_row(text: str, place: str) -> RawRow:
+    """The row of a JSON text that is known to be valid but for repeated keys."""
+    try:
+        return RawRow(place, json.loads(text, object_pairs_hook=_object))
+    except _RepeatedKeyError as error:
+        return RawRow(place, fault=str(error), hint=_TWICE_HINT)
 
 
 def _skip(text: str, position: int) -> int:
@@ -119,19 +159,20 @@ def _list_start(text: str, wanted: str) -> int:
     return found
 
 
-def _iter_items(text: str, start: int) -> Iterator[tuple[int, Any]]:
-    """(position, value) of each item of the valid JSON list that begins at `start`."""
+def _iter_items(text: str, start: int) -> Iterator[tuple[int, int]]:
+    """[start, end) of each item of the valid JSON list that begins at `start`."""
     decoder, position = json.JSONDecoder(), start
     while text[position] != "]":
         position = _skip(text, position + 1)  # past "[" or ","
         if text[position] == "]":
             break
-        item, end = decoder.raw_decode(text, position)
-        yield position, item
+        _, end = decoder.raw_decode(text, position)
+        yield position, end
         position = _skip(text, end)
 
 
 def _iter_csv(text: str, path: Path) -> Iterator[RawRow]:
+    csv.field_size_limit(_LARGEST_CELL)
     delimiter = _delimiter(text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
@@ -142,7 +183,7 @@ def _iter_csv(text: str, path: Path) -> Iterator[RawRow]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise DataError(f"{path}:{line}: not CSV: {error}", 'put texts with commas or quotes into "…"') from error
+            raise DataError(f"{path}:{line}: not CSV: {error}", _CSV_HINT) from error
         place, line = f"{path}:{line}", reader.line_num + 1
         if not any(cell.strip() for cell in cells):
             continue
@@ -154,8 +195,11 @@ def _iter_csv(text: str, path: Path) -> Iterator[RawRow]:
                     f"{place}: the first line must name the columns, but it has: {columns}",
                     "begin the file with a line such as question,answer",
                 )
+            if twice := next((name for name in header if name and header.count(name) > 1), None):
+                raise DataError(f'{place}: the column "{twice[:60]}" stands twice', _TWICE_HINT)
         elif len(cells) != len(header):
-            yield RawRow(place, fault=f"{len(cells)} cells where the header has {len(header)} columns")
+            counted = f"{len(cells)} cell" if len(cells) == 1 else f"{len(cells)} cells"
+            yield RawRow(place, fault=f"{counted} where the header has {len(header)} columns", hint=_CSV_HINT)
         else:
             yield _csv_row(dict(zip(header, cells, strict=True)), place)
 
@@ -173,8 +217,9 @@ def _csv_row(row: dict[str, Any], place: str) -> RawRow:
             continue
         try:
             row[column] = json.loads(cell)
-        except (json.JSONDecodeError, RecursionError):
-            return RawRow(place, fault=f'the cell "{column}" is not JSON')
+        except (ValueError, RecursionError):
+            hint = f"{column} stands in its cell as in a .jsonl file, its quotes doubled"
+            return RawRow(place, fault=f'the cell "{column}" is not JSON', hint=hint)
     return RawRow(place, row)
 
 

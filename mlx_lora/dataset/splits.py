@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,11 @@ def split_by_question(records: Sequence[Record], share: float, seed: int) -> tup
     held = set(ordered[: min(wanted, len(ordered) - 1)])
     train = [record for record in records if record.question_key not in held]
     return train, [record for record in records if record.question_key in held]
+
+
+def row_formats(records: Sequence[Record]) -> list[str]:
+    """The formats of the rows, the commonest first."""
+    return [name for name, _ in Counter(record.format for record in records).most_common()]
 
 
 def records_sha256(records: Sequence[Record]) -> str:

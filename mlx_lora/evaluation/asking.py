@@ -3,15 +3,16 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from mlx_lora.evaluation.metrics import ScoredAnswer
 from mlx_lora.evaluation.plugins import CustomMetric
 from mlx_lora.evaluation.questions import Asking, build_questions, iter_scored
-from mlx_lora.evaluation.subjects import Rendering, Source, Subject
+from mlx_lora.evaluation.subjects import Source, Subject
 from mlx_lora.lora.adapter import AppliedAdapter, apply_adapter
 from mlx_lora.lora.inject import remove_lora
+from mlx_lora.lora.rendering import Rendering
 from mlx_lora.model.load import LoadedModel
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]  # (title, total) → advance by one
@@ -61,10 +62,9 @@ class Asker:
 
     def ask(self, label: str, rendering: Rendering, source: Source) -> tuple[list[ScoredAnswer], float]:
         """The scored answers in the order of the data, and the seconds they took. Raises: DataError."""
-        tokenizer = self.loaded.tokenizer
-        if rendering.chat_template is not None:
-            tokenizer = tokenizer.with_chat_template(rendering.chat_template)
-        questions = build_questions(source.records, tokenizer, rendering.settings)
+        tokenizer = self.loaded.tokenizer.with_chat_template(rendering.chat_template, rendering.place)
+        records = [replace(record, format=rendering.row_format(record.format)) for record in source.records]
+        questions = build_questions(records, tokenizer, rendering.settings())
         started = time.perf_counter()
         answers: dict[int, ScoredAnswer] = {}
         with self._progress(f"{label}, {source.name}", len(questions)) as advance:
@@ -77,8 +77,7 @@ class Asker:
     def adapted(self, subject: Subject) -> Iterator[AppliedAdapter]:
         """Put the adapter on for the length of the block; the base is then as it was. Raises: AdapterError."""
         model = self.loaded.model
-        # An adapter that teaches nothing is evaluated all the same: that it does is the answer.
-        applied = apply_adapter(model, subject.adapter, asdict(self.loaded.identity), allow_untrained=True)
+        applied = apply_adapter(model, subject.adapter, asdict(self.loaded.identity))
         model.eval()  # the new layers come with dropout on
         try:
             yield applied

@@ -1,12 +1,11 @@
 """Who is asked and what: adapters with their rendering, data sets with their names. Knows nothing of models."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mlx_lora.config import DataSettings, RunConfig
+from mlx_lora.config import RunConfig
 from mlx_lora.dataset.builtin import BUILTIN_DATA_SETS
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
@@ -15,21 +14,9 @@ from mlx_lora.errors import DataError
 from mlx_lora.evaluation.metrics import CHOICE_METRICS, OPEN_METRICS
 from mlx_lora.evaluation.result_format import DataKind
 from mlx_lora.lora.adapter import AdapterFolder
+from mlx_lora.lora.rendering import Rendering
 
 _COMMON_NAMES = {"train", "valid", "validation", "test", "data", "questions", "eval"}
-
-
-@dataclass(frozen=True)
-class Rendering:
-    """How prompts are written: data settings with system prompt and switches, and a template of the adapter's own."""
-
-    settings: DataSettings = field(default_factory=lambda: DataSettings.model_validate({"train": "eval"}))
-    chat_template: str | None = None  # its text; None for the tokenizer's
-
-    @property
-    def key(self) -> str:
-        """Equal for equal prompts."""
-        return json.dumps([self.settings.model_dump(), self.chat_template], sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from mlx_lora.lora.inject import (
     iter_modules,
     put_adapters,
     refuse_adapted,
+    remove_lora,
 )
 from mlx_lora.lora.layer import can_adapt, is_switch, linear_dims
 from mlx_lora.lora.merge import delta_ratio
@@ -35,6 +36,7 @@ from mlx_lora.lora.tensor_file import encode_tensors, read_tensors
 
 _TENSORS = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}
 _IDENTITY = ("config_sha256", "weights_sha256")
+_LARGEST = 3.4e38  # float32 holds no more
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,11 @@ class AppliedAdapter:
         """Such as "210/210"."""
         return f"{self.active}/{len(self.modules)}"
 
+    @property
+    def line(self) -> str:
+        """What every command says when it has put an adapter on."""
+        return f"adapter active: {self.active_modules} modules, ‖ΔW‖/‖W‖ = {self.delta_ratio:.3g}"
+
 
 def save_adapter(
     folder: Path,
@@ -100,7 +107,8 @@ def save_adapter(
     for name, value in tensors.items():
         if not mx.isfinite(value).all().item():
             raise AdapterError(
-                f"{folder}: {name} is not finite in {str(dtype).rpartition('.')[2]}; nothing was written"
+                f"{folder}: {name} is not finite in {str(dtype).rpartition('.')[2]}; nothing was written",
+                "lower optimizer.learning_rate or optimizer.weight_decay, or set lora.save_dtype: float32",
             )
     config = {
         "fine_tune_type": settings.method,
@@ -126,7 +134,7 @@ def read_adapter(folder: Path) -> AdapterFolder:
     path = folder / WEIGHTS_FILE
     tensors = read_tensors(path)
     if not tensors:
-        raise AdapterError(f"{path}: holds no tensors")
+        raise AdapterError(f"{path}: holds no tensors", "copy or train the adapter again")
     wanted = _TENSORS[parameters.method]
     foreign = [name for name in tensors if name.rpartition(".")[2] not in wanted or "." not in name]
     if foreign:
@@ -141,24 +149,20 @@ def read_adapter(folder: Path) -> AdapterFolder:
 
 
 def apply_adapter(
-    model: nn.Module,
-    adapter: AdapterFolder,
-    identity: Mapping[str, Any] | None = None,
-    *,
-    allow_untrained: bool = False,
+    model: nn.Module, adapter: AdapterFolder, identity: Mapping[str, Any] | None = None
 ) -> AppliedAdapter:
     """Put the adapter into the model: every tensor finds its module, every adapted module its tensors.
 
     identity: the loaded base's name and hashes; None leaves the base unchecked. Afterwards only the adapter trains.
-    Raises: AdapterError for another base, other modules or shapes, an adapter that changes nothing (unless
-    `allow_untrained`), a model adapted already. The model is then untouched.
+    Raises: AdapterError for another base, other modules or shapes, an adapter that changes nothing or beyond all
+    numbers, a model adapted already. The model is then untouched.
     """
     notes = _check_base(adapter, identity)
     refuse_adapted(model)
     modules = _find_modules(model, adapter)
     _check_shapes(adapter, modules)
     active = sum(bool(mx.any(adapter.tensors[f"{path}.lora_b"] != 0).item()) for path in modules)
-    if not active and not allow_untrained:
+    if not active:
         raise AdapterError(
             f"{adapter.folder}: teaches nothing: B of all {len(modules)} modules is zero", "train it first"
         )
@@ -175,7 +179,11 @@ def apply_adapter(
     for path, layer in iter_lora_modules(model):
         for name in layer.parameter_names:
             layer[name] = adapter.tensors[f"{path}.{name}"]
-    return AppliedAdapter(tuple(modules), active, delta_ratio(model), notes)
+    ratio = delta_ratio(model)
+    if not ratio <= _LARGEST:
+        remove_lora(model)
+        raise AdapterError(f"{adapter.folder}: its update is not finite on this base", "use an earlier adapter")
+    return AppliedAdapter(tuple(modules), active, ratio, notes)
 
 
 def _check_base(adapter: AdapterFolder, identity: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -190,8 +198,8 @@ def _check_base(adapter: AdapterFolder, identity: Mapping[str, Any] | None) -> t
     if differing:
         parts = " and ".join(key.removesuffix("_sha256") for key in differing)
         raise AdapterError(
-            f"{adapter.folder}: trained on {_base_name(trained)}, "
-            f"the base here is {_base_name(identity)} (other {parts})",
+            f"{adapter.folder}: trained on {_whole_name(trained)}, "
+            f"the base here is {_whole_name(identity)}: other {parts}",
             f"use the base it was trained on: {_base_name(trained)}",
         )
     if trained.get("tokenizer_sha256") and trained["tokenizer_sha256"] != identity.get("tokenizer_sha256"):
@@ -202,6 +210,12 @@ def _check_base(adapter: AdapterFolder, identity: Mapping[str, Any] | None) -> t
 def _base_name(identity: Mapping[str, Any]) -> str:
     revision = identity.get("revision")
     return f"{identity.get('name', 'a base without a name')}{f' at {revision}' if revision else ''}"
+
+
+def _whole_name(identity: Mapping[str, Any]) -> str:
+    """Name, revision and the beginnings of both hashes."""
+    hashes = ", ".join(f"{key.removesuffix('_sha256')} {str(identity.get(key))[:12]}" for key in _IDENTITY)
+    return f"{_base_name(identity)} ({hashes})"
 
 
 def _find_modules(model: nn.Module, adapter: AdapterFolder) -> dict[str, nn.Module]:

@@ -16,6 +16,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapters.safetensors"
 PEFT_WEIGHTS_FILE = "adapter_model.safetensors"
 FORMAT_VERSION = 1
+LARGEST_SCALE = 1e4  # of B·A: mlx-lm's default is 20, and float32 must hold the update's square
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,11 @@ def _parameters(path: Path, config: dict[str, Any]) -> AdapterParameters:
     rank, scale, dropout = lora.get("rank"), lora.get("scale"), lora.get("dropout", 0.0)
     if not _is_whole(rank) or rank < 1:
         _refuse(path, "lora_parameters.rank", rank, "a whole number ≥ 1")
-    if not _is_number(scale) or scale == 0:
+    if not _is_number(scale) or scale == 0 or abs(scale) > LARGEST_SCALE:
         hint = "; this file gives alpha instead" if scale is None and "alpha" in lora else ""
-        _refuse(path, "lora_parameters.scale", scale, f"a number other than 0{hint}")
+        _refuse(
+            path, "lora_parameters.scale", scale, f"a number from -{LARGEST_SCALE:g} to {LARGEST_SCALE:g}, not 0{hint}"
+        )
     if not _is_number(dropout) or not 0 <= dropout < 1:
         _refuse(path, "lora_parameters.dropout", dropout, "a number from 0 up to, not including, 1")
     keys = lora.get("keys")
@@ -117,4 +120,6 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 def _refuse(path: Path, key: str, value: Any, expected: str) -> NoReturn:
     shown = "missing" if value is None else json.dumps(value)[:80]
-    raise AdapterError(f"{path}: {key} is {shown}, expected {expected}")
+    raise AdapterError(
+        f"{path}: {key} is {shown}, expected {expected}", "the file was changed or damaged: copy or train it again"
+    )

@@ -10,6 +10,7 @@ from mlx.utils import tree_flatten
 
 from mlx_lora.config import LoraSettings
 from mlx_lora.errors import AdapterError
+from mlx_lora.lora.adapter_config import LARGEST_SCALE
 from mlx_lora.lora.layer import (
     AdapterLayer,
     DoRALinear,
@@ -18,6 +19,7 @@ from mlx_lora.lora.layer import (
     can_adapt,
     is_quantized,
     is_switch,
+    linear_dims,
 )
 from mlx_lora.lora.targets import match_targets
 
@@ -61,6 +63,7 @@ def inject_lora(model: nn.Module, settings: LoraSettings, *, seed: int) -> Injec
         for path, module in found.items()
         if path in keys
     }
+    _check_size(settings, modules)
     put_adapters(
         model,
         modules,
@@ -206,6 +209,16 @@ def _last_layers(layers: list[Layer], wanted: str | int) -> list[Layer]:
             f"lora.layers: {wanted} asked for, the model has {len(layers)}", f"use `all`, or 1 to {len(layers)}"
         )
     return layers[-wanted:]
+
+
+def _check_size(settings: LoraSettings, modules: dict[str, nn.Module]) -> None:
+    widest = max(min(linear_dims(module)) for module in modules.values())
+    if settings.rank > widest:
+        fact = f"lora.rank: {settings.rank} is more than any module of this model can use"
+        raise AdapterError(fact, f"use 1 to {widest}; 8 to 64 are usual")
+    if settings.scale > LARGEST_SCALE:
+        fact = f"lora.alpha: {settings.alpha:g} at rank {settings.rank} is an effective scale of {settings.scale:g}"
+        raise AdapterError(fact, f"alpha is usually one to four times the rank; the scale may be {LARGEST_SCALE:g}")
 
 
 def _layer_class(path: str, module: nn.Module, method: str) -> type[LoRALinear | LoRASwitchLinear | DoRALinear]:

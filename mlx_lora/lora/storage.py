@@ -67,7 +67,7 @@ def plan_attempts(linears: dict[str, Any], *, bits: int | None = None, dequantiz
         return _distinct([Attempt(_name(forms), forms, True) for forms in (plain, exact)])
     if bits is not None:
         if bits not in MLX_BITS:
-            raise AdapterError(f"--bits {bits}: MLX packs {', '.join(map(str, MLX_BITS))} bits")
+            raise AdapterError(f"--bits {bits}: MLX packs {', '.join(map(str, MLX_BITS))} bits", "give one of these")
         forms = {path: _packed(path, linears[path], form, bits) for path, form in stored.items()}
         return [Attempt(_name(forms), forms)]
     raised = {

@@ -1,5 +1,6 @@
 """Presets and names to module paths: which linear modules of a layer get an adapter. Knows nothing of whole models."""
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 
 import mlx.nn as nn
@@ -36,9 +37,16 @@ def match_targets(layers: Sequence[Mapping[str, nn.Module]], wanted: str | list[
         there_is = ", ".join(present) or "no linear modules at all"
         raise AdapterError(
             f"lora.target_modules: nothing matches {', '.join(unmatched) or 'an empty list'}",
-            f"the layers of this model have {there_is}; presets are {', '.join(_PRESETS)}",
+            f"{_near(unmatched, present)}the layers of this model have {there_is}; presets are {', '.join(_PRESETS)}",
         )
     return keys
+
+
+def _near(unmatched: Sequence[str], present: Sequence[str]) -> str:
+    """Such as "did you mean q_proj? "; empty where no name is near."""
+    names = list(dict.fromkeys([*(path.rpartition(".")[2] for path in present), *present]))
+    near = [name for wrong in unmatched for name in difflib.get_close_matches(wrong, names, n=1)]
+    return f"did you mean {' and '.join(dict.fromkeys(near))}? " if near else ""
 
 
 def _routers(modules: Mapping[str, nn.Module]) -> set[str]:

@@ -51,7 +51,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     try:
         with named_errors(path):
             value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is not JSON: {error}", "download or copy the file again") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path}: holds no JSON object", "download or copy the file again")

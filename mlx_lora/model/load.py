@@ -1,6 +1,7 @@
 """The base model into memory: weights, tokenizer, identity. Runs no code and reads no pickle from a model's folder."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +11,7 @@ from mlx_lora.errors import ModelError
 from mlx_lora.model.identity import Identity, identify, read_json_object
 from mlx_lora.model.sources import TOKENIZER_FILES, Source, find_source, resolve_model
 from mlx_lora.model.tokenizer import Tokenizer
-from mlx_lora.model.weights import read_header, weight_files
+from mlx_lora.model.weights import StoredTensor, read_headers, weight_files
 
 if TYPE_CHECKING:
     import mlx.nn as nn
@@ -28,6 +29,9 @@ _QUANT_METHODS = (
     "mxfp8",
 )  # mlx_lm reads them
 _MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
+# What mlx_lm's models do with a config that makes no sense.
+_UNFIT = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError, RuntimeError)
+_UNFIT_HINT = "download it again; if that does not help, it needs another version of mlx-lm"
 
 
 @dataclass
@@ -56,8 +60,7 @@ def load_base(name: str, *, revision: str | None = None, compute: str = "auto") 
     _check_config(source.path)
     if source.revision is not None:  # on Hugging Face: only now are gigabytes worth fetching
         source = find_source(name, revision=source.revision)
-    for file in weight_files(source.path):
-        read_header(file)
+    _check_size(source.path, read_headers(weight_files(source.path)))
     tokenizer = _read_tokenizer(source.path)
 
     from mlx_lora.model.compute import apply_compute, quantization_of
@@ -65,6 +68,7 @@ def load_base(name: str, *, revision: str | None = None, compute: str = "auto") 
     model, config = _read_model(source.path)
     quantization = quantization_of(model)
     compute_text = apply_compute(model, compute)
+    _check_logits(source.path, model, tokenizer, compute, compute_text)
     identity = identify(source, tokenizer.chat_template)
     return LoadedModel(model, tokenizer, identity, config, source.path, compute_text, quantization)
 
@@ -105,18 +109,22 @@ def _check_config(folder: Path) -> None:
         )
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or re.fullmatch(r"[\w-]+", model_type) is None:
-        raise ModelError(f"{place}: model_type is {model_type!r}, expected a name such as 'llama'", None)
+        raise ModelError(
+            f"{place}: model_type is {str(model_type)[:60]!r}, expected a name such as 'llama'",
+            "download or copy the model again, or take one that mlx-lm knows",
+        )
     _check_architecture(place, config)
     quantization = config.get("quantization")
     if quantization is not None:
         mode = quantization.get("mode", "affine") if isinstance(quantization, dict) else None
-        if mode not in _MODES or not {"bits", "group_size"} <= set(quantization):
+        if mode not in _MODES or not all(type(quantization.get(key)) is int for key in ("bits", "group_size")):
             raise ModelError(
                 f"{place}: quantization {quantization!r} is unknown", f"MLX reads the modes {', '.join(_MODES)}"
             )
         return
     text_config = config.get("text_config")
-    foreign = config.get("quantization_config") or (text_config or {}).get("quantization_config")
+    nested = text_config if isinstance(text_config, dict) else {}
+    foreign = config.get("quantization_config") or nested.get("quantization_config")
     if foreign:
         method = foreign.get("quant_method") if isinstance(foreign, dict) else foreign
         if method not in _QUANT_METHODS:
@@ -138,6 +146,17 @@ def _check_architecture(place: Path, config: dict[str, Any]) -> None:
         ) from error
 
 
+def _check_size(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse more layers than there are tensors: mlx_lm would build them all before it looks."""
+    config = read_json_object(folder / "config.json")
+    nested = config.get("text_config")
+    for part in (config, nested if isinstance(nested, dict) else {}):
+        for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers"):
+            if isinstance(part.get(key), int | float) and part[key] > len(tensors):
+                fact = f"{folder / 'config.json'}: {key} is {part[key]}, but its files hold {len(tensors)} tensors"
+                raise ModelError(fact, "download or copy the model again")
+
+
 def _read_model(folder: Path) -> tuple["nn.Module", dict[str, Any]]:
     from mlx_lm.utils import load_model
 
@@ -145,11 +164,8 @@ def _read_model(folder: Path) -> tuple["nn.Module", dict[str, Any]]:
         loaded: tuple[nn.Module, dict[str, Any]] = load_model(
             folder, lazy=True, model_config=_rotary_settings(folder), trust_remote_code=False
         )
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder}: its weights do not fit its config.json: {_short(error)}",
-            "download it again; if that does not help, it needs another version of mlx-lm",
-        ) from error
+    except _UNFIT as error:
+        raise ModelError(f"{folder}: its weights do not fit its config.json: {_short(error)}", _UNFIT_HINT) from error
     return loaded
 
 
@@ -171,6 +187,24 @@ def _rotary_settings(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None and config.get(key) is None}
 
 
+def _check_logits(folder: Path, model: "nn.Module", tokenizer: Tokenizer, compute: str, compute_text: str) -> None:
+    """Refuse a model whose answers are no numbers: greedy decoding would take token 0 for ever, without a word."""
+    import mlx.core as mx
+
+    if compute == "quantized" and mx.default_device().type == mx.DeviceType.cpu:
+        return  # several hundred times slower there (ARCHITECTURE.md §7), and only ever asked for to be merged
+    tokens = tokenizer.encode("Hello")[:4] or [tokenizer.eos_id]
+    try:
+        finite = bool(mx.isfinite(model(mx.array([tokens]))).all().item())
+    except _UNFIT as error:
+        raise ModelError(f"{folder}: does not compute with its config.json: {_short(error)}", _UNFIT_HINT) from error
+    if not finite:
+        raise ModelError(
+            f"{folder}: its answers are not numbers (NaN or infinity), computed in {compute_text}",
+            "set `compute: float32`; if that does not help, the weights are damaged: download or copy them again",
+        )
+
+
 def _read_tokenizer(folder: Path) -> Tokenizer:
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise ModelError(
@@ -188,22 +222,53 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         raise ModelError(
             f"{folder}: its tokenizer cannot be read: {_short(error)}", "download or copy its files again"
         ) from error
-    return Tokenizer(wrapper, end_tokens=_end_tokens(folder))
+    end_tokens = _end_tokens(folder)
+    try:
+        tokenizer = Tokenizer(wrapper, end_tokens=end_tokens)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error.message}", error.hint) from error
+    _check_vocabulary(folder, tokenizer)
+    return tokenizer
+
+
+def _check_vocabulary(folder: Path, tokenizer: Tokenizer) -> None:
+    """Refuse tokens that the model has no rows for: MLX would take whatever lies in memory there."""
+    config = read_json_object(folder / "config.json")
+    nested = config.get("text_config")
+    rows = config.get("vocab_size", nested.get("vocab_size") if isinstance(nested, dict) else None)
+    if not isinstance(rows, int):
+        return
+    for fact in (
+        f"knows {tokenizer.plain_vocabulary_size} tokens" if tokenizer.plain_vocabulary_size > rows else "",
+        f"ends answers with token {tokenizer.eos_id}" if tokenizer.eos_id >= rows else "",
+    ):
+        if fact:
+            raise ModelError(
+                f"{folder}: its tokenizer {fact}, but config.json gives the model {rows}",
+                "copy the tokenizer files of the original model into it",
+            )
 
 
 def _read_wrapper(folder: Path) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
     from mlx_lm.utils import load_tokenizer as mlx_lm_load_tokenizer
     from transformers import PreTrainedConfig
 
     # False, not left out: without it transformers asks at the terminal whether to run the folder's code.
     settings: dict[str, Any] = {"trust_remote_code": False}
     try:
-        return mlx_lm_load_tokenizer(folder, settings)
-    except StrictDataclassError:
-        # transformers checks the types in config.json only to choose a tokenizer class (16.0 is no int to it); for a
-        # model that it does not know it goes on with a plain config, and so do we.
-        return mlx_lm_load_tokenizer(folder, {**settings, "config": PreTrainedConfig.from_pretrained(folder)})
+        wrapper = mlx_lm_load_tokenizer(folder, settings)
+    except Exception as error:
+        # transformers reads config.json only to choose a tokenizer class, and objects to types (16.0 is no int to it)
+        # and values; for a model that it does not know it goes on with a plain config, and so do we.
+        config = read_json_object(folder / "config.json")
+        chosen_by = ("model_type", "architectures", "tokenizer_class")
+        plain = PreTrainedConfig.from_dict({key: config[key] for key in chosen_by if key in config})
+        try:
+            wrapper = mlx_lm_load_tokenizer(folder, {**settings, "config": plain})
+        except Exception:
+            raise error from None  # the first one tells of the tokenizer as it is
+    wrapper._tokenizer.encode("a")  # some faults show only now
+    return wrapper
 
 
 def _end_tokens(folder: Path) -> list[int]:
@@ -212,8 +277,11 @@ def _end_tokens(folder: Path) -> list[int]:
     for file in (folder / "config.json", folder / "generation_config.json"):
         if file.is_file():
             named = read_json_object(file).get("eos_token_id")
-            tokens = named if isinstance(named, list) else [named]
-            found += [token for token in tokens if isinstance(token, int)]
+            tokens = [token for token in (named if isinstance(named, list) else [named]) if token is not None]
+            if strange := next((token for token in tokens if type(token) is not int or token < 0), None):
+                fact = f"{file}: eos_token_id is {str(strange)[:60]!r}, expected a token's number"
+                raise ModelError(fact, "take the file of the original model")
+            found += tokens
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lora.errors import ModelError
+from mlx_lora.files import typed_path
 from mlx_lora.model.builtin import BUILTIN_MODELS, ensure_builtin
 from mlx_lora.model.gguf_cache import ensure_gguf
 
@@ -53,7 +54,7 @@ def find_source(name: str, *, revision: str | None = None, weights: bool = True)
     """
     if not name.strip():
         raise ModelError("model: the name is empty", f"such as {next(iter(BUILTIN_MODELS))}")
-    path = Path(name).expanduser()
+    path = typed_path(name)
     if name in BUILTIN_MODELS or path.exists():
         if revision is not None:
             raise ModelError(
@@ -67,7 +68,12 @@ def find_source(name: str, *, revision: str | None = None, weights: bool = True)
         return Source(_checked_folder(path, name), path.resolve().name, None)
     _refuse_file_name(name, path)
     if _looks_like_path(name) or _HUB_ID.fullmatch(name) is None:
-        raise ModelError(f"model {name}: no such folder", _suggestion(name) or "check the spelling of the path")
+        address = re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", name)
+        hint = f"write the id alone: {address[1]}" if address else _suggestion(name)
+        raise ModelError(
+            f"model {name}: no such folder",
+            hint or "check the spelling of the path; --model names the base of an adapter anew",
+        )
     if "/" not in name and (suggestion := _suggestion(name)):
         raise ModelError(f"model {name}: neither a built-in model nor a folder", suggestion)
     return _fetch(name, revision, weights)
@@ -135,7 +141,8 @@ def _fetch(name: str, revision: str | None, weights: bool) -> Source:
             f"model {name}: has no revision {revision!r}", f"see https://huggingface.co/{name}/commits/main"
         ) from error
     except hub.HFValidationError as error:
-        raise ModelError(f"model {name}: neither a folder nor a Hugging Face id", _suggestion(name)) from error
+        hint = _suggestion(name) or "check the spelling: an id reads owner/name"
+        raise ModelError(f"model {name}: neither a folder nor a Hugging Face id", hint) from error
     except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled) as error:
         raise _unreachable(name, error) from error
     except (OSError, RuntimeError, hub.XetDownloadError, network_error) as error:

@@ -1,10 +1,12 @@
 """Text to tokens and back: chat templates, end tokens, streaming. Knows nothing of rows, losses or weights."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from mlx_lora.errors import ModelError
+from mlx_lora.errors import ConfigError, ModelError
+from mlx_lora.model.template_limits import TemplateLimitError, check_length, template_limits
 
 _PROBE = "mlxlora"  # an answer that no template can contain by itself
 
@@ -16,14 +18,32 @@ class Tokenizer:
     chat template writes after an assistant turn.
     """
 
-    def __init__(self, wrapper: Any, *, end_tokens: Sequence[int] = (), chat_template: str | None = None) -> None:
-        """`end_tokens`: those of config.json and generation_config.json; `chat_template` replaces the tokenizer's."""
+    def __init__(
+        self,
+        wrapper: Any,
+        *,
+        end_tokens: Sequence[int] = (),
+        chat_template: str | None = None,
+        place: str = "the model's chat template",
+    ) -> None:
+        """`end_tokens`: those of config.json and generation_config.json; `chat_template` replaces the tokenizer's.
+
+        place: where the template stands, for its faults.
+        """
         self.wrapper = wrapper
         self._plain = wrapper._tokenizer  # the transformers tokenizer: the wrapper's own methods add arguments
         own = getattr(self._plain, "chat_template", None)
         self._templates: dict[str, str] = own if isinstance(own, dict) else {}
+        if not all(isinstance(each, str) for each in self._templates.values()) or not isinstance(
+            own, str | dict | None
+        ):
+            raise ModelError("its chat template is no text", "mend chat_template in its tokenizer_config.json")
         self._replaced = chat_template is not None
-        self.chat_template: str | None = chat_template or (self._templates.get("default") if self._templates else own)
+        self._place = place
+        self._fault: ModelError | None = None  # of the template, whatever the conversation
+        self.chat_template: str | None = own if isinstance(own, str) else self._templates.get("default")
+        if chat_template is not None:
+            self.chat_template = chat_template
         self.bos_id: int | None = self._plain.bos_token_id
         ends = {int(token) for token in (*end_tokens, *wrapper.eos_token_ids)}
         turn_end = self._find_turn_end(ends)
@@ -37,9 +57,17 @@ class Tokenizer:
         self.eos_ids: frozenset[int] = frozenset(ends | {self.eos_id})
         wrapper.eos_token_ids = set(self.eos_ids)  # mlx_lm's generation stops where ours does
 
-    def with_chat_template(self, chat_template: str) -> "Tokenizer":
-        """The same tokenizer with another template and the end token which that one writes."""
-        return Tokenizer(self.wrapper, end_tokens=sorted(self.eos_ids), chat_template=chat_template)
+    def with_chat_template(self, chat_template: str | None, place: str) -> "Tokenizer":
+        """The same tokenizer with another template, and the end token which that one writes; itself for None.
+
+        place: where the template stands. Raises: ModelError for a template that no conversation can be written with.
+        """
+        if chat_template is None:
+            return self
+        other = Tokenizer(self.wrapper, end_tokens=sorted(self.eos_ids), chat_template=chat_template, place=place)
+        if other._fault is not None:
+            raise other._fault
+        return other
 
     @cached_property
     def adds_bos(self) -> bool:
@@ -50,6 +78,11 @@ class Tokenizer:
     def vocabulary_size(self) -> int:
         """Number of tokens, added ones included; the model's embedding may have more rows."""
         return len(self._plain)
+
+    @property
+    def plain_vocabulary_size(self) -> int:
+        """Number of tokens without added ones, for each of which the model needs a row."""
+        return int(self._plain.vocab_size)
 
     def encode(self, text: str) -> list[int]:
         """Tokens of `text`; special tokens only where the text spells them."""
@@ -75,31 +108,60 @@ class Tokenizer:
         """The conversation as text, by `chat_template` or else the tokenizer's, in transformers' Jinja sandbox.
 
         The template sees `template_args` and nothing else: mlx_lm's wrapper would add enable_thinking=True.
-        Raises: jinja2.TemplateError from the template; ModelError when there is none.
+        Raises: jinja2.TemplateError where it refuses this conversation; ModelError for a template that can write none:
+        there is none, a syntax error, a way out of the sandbox, no end; ConfigError for arguments that no template has.
         """
-        template = chat_template or self.chat_template
+        template = self.chat_template if chat_template is None else chat_template
         if template is None:
             raise ModelError(
                 "the tokenizer has no chat template",
                 "set data.chat_template to a .jinja file, or take an instruction-tuned model",
             )
-        if tools and not chat_template and not self._replaced and "tool_use" in self._templates:
+        if tools and chat_template is None and not self._replaced and "tool_use" in self._templates:
             template = self._templates["tool_use"]
-        from jinja2 import TemplateError
+        from jinja2 import TemplateError, TemplateSyntaxError
+        from jinja2.exceptions import SecurityError
 
-        try:
-            text = self._plain.apply_chat_template(
-                [dict(message) for message in messages],
-                tools=[dict(tool) for tool in tools] if tools else None,
-                chat_template=template,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **template_args,
+        if self._fault is not None and chat_template is None:
+            raise self._fault
+        if taken := sorted(self._own_arguments & set(template_args)):
+            raise ConfigError(
+                f"data.chat_template_args: {', '.join(taken)}: not for the template, the tokenizer takes it itself",
+                "only switches of the template stand here, such as enable_thinking",
             )
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        try:
+            with template_limits():
+                text = self._plain.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tools=[dict(tool) for tool in tools] if tools else None,
+                    chat_template=template,
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                    **template_args,
+                )
+            check_length(text)
+        except TemplateSyntaxError as error:
+            raise self._template_fault(f"line {error.lineno}: {error.message}") from error
+        except SecurityError as error:
+            raise self._template_fault(f"it tries what no template may: {error}") from error
+        except (TemplateLimitError, RecursionError, MemoryError) as error:
+            raise self._template_fault(str(error) or "it needs more memory than there is") from error
+        except TemplateError:
+            raise
+        except Exception as error:
             # What a template does with a message of another shape, such as joining a list to a text.
             raise TemplateError(f"{type(error).__name__}: {error}") from error
         return str(text)
+
+    @cached_property
+    def _own_arguments(self) -> set[str]:
+        named = inspect.signature(self._plain.apply_chat_template).parameters.values()
+        return {each.name for each in named if each.kind is not each.VAR_KEYWORD} | {"messages"}
+
+    def _template_fault(self, fact: str) -> ModelError:
+        return ModelError(
+            f"{self._place}: {fact}", "mend the template, or set data.chat_template to another .jinja file"
+        )
 
     def stream_decoder(self) -> "StreamDecoder":
         """A decoder that turns tokens into text one by one."""
@@ -116,6 +178,11 @@ class Tokenizer:
             text = self.render_chat(turns, add_generation_prompt=False, template_args={})
         except TemplateError:  # a template that wants more than two plain turns
             return None
+        except ModelError as fault:
+            self._fault = fault  # no reason to refuse a base whose template is replaced, or a row of plain text
+            return None
+        if not text.strip():
+            self._fault = self._template_fault("it writes nothing")
         _, found, tail = text.rpartition(_PROBE)
         if not found:
             return None

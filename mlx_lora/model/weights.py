@@ -2,19 +2,15 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from mlx_lora.errors import ModelError
+from mlx_lora.files import named_errors
+from mlx_lora.tensorheader import HeaderError, read_tensor_header
 
-_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
-    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
-_LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 _SAMPLE = 4096  # bytes
 _DAMAGED = "download or copy the file again"
 
@@ -51,33 +47,31 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
-def read_header(file: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a safetensors file, its place checked against the file's size: whole, in bounds, not overlapping.
-
-    Raises: ModelError. Source: the format of huggingface/safetensors; reports of readers that trusted the header:
-    https://github.com/ml-explore/mlx/issues/3363, https://github.com/ml-explore/mlx/issues/4245.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise ModelError(f"{file}: is cut off or not a safetensors file ({size} bytes)", _DAMAGED)
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise ModelError(f"{file}: its safetensors header is not JSON", _DAMAGED) from error
-    if not isinstance(header, dict):
-        raise ModelError(f"{file}: its safetensors header is not a JSON object", _DAMAGED)
-    header.pop("__metadata__", None)
-    tensors = {name: _stored(file, name, entry, 8 + length) for name, entry in header.items()}
-    end = 8 + length
-    for tensor in sorted(tensors.values(), key=lambda stored: (stored.start, stored.size)):
-        if tensor.start != end:
-            raise ModelError(f"{file}: its tensors overlap or leave gaps at byte {tensor.start}", _DAMAGED)
-        end = tensor.start + tensor.size
-    if end != size:
-        raise ModelError(f"{file}: is cut off: {size} bytes, its header says {end}", _DAMAGED)
+def read_headers(files: list[Path]) -> dict[str, StoredTensor]:
+    """The tensors of all files of a model, by name. Raises: MlxLoraError, for a name in two files too."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        for name, tensor in read_header(file).items():
+            if name in tensors:
+                fact = f"{file}: holds {name}, and so does {tensors[name].file.name}"
+                raise ModelError(fact, "keep the files of one model in the folder")
+            tensors[name] = tensor
     return tensors
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file, after the check of its header (see tensorheader.py). Raises: MlxLoraError."""
+    try:
+        with named_errors(file), file.open("rb") as stream:
+            start, entries = read_tensor_header(stream, file.stat().st_size)
+    except HeaderError as fault:
+        raise ModelError(
+            f"{file}: {fault}", "the file is damaged or no safetensors file: download or copy it again"
+        ) from fault
+    return {
+        name: StoredTensor(file, entry.dtype, entry.shape, start + entry.start, entry.end - entry.start)
+        for name, entry in entries.items()
+    }
 
 
 def fingerprint_weights(files: list[Path]) -> str:
@@ -87,9 +81,7 @@ def fingerprint_weights(files: list[Path]) -> str:
     It does not depend on how tensors lie in files. Another training, quantization or conversion changes it; a few bytes
     changed on purpose between the samples do not. Raises: ModelError for a file that is damaged.
     """
-    tensors: dict[str, StoredTensor] = {}
-    for file in files:
-        tensors.update(read_header(file))
+    tensors = read_headers(files)
     digest = hashlib.sha256()
     streams = {file: file.open("rb") for file in files}
     try:
@@ -113,23 +105,14 @@ def _samples(stream: BinaryIO, tensor: StoredTensor) -> Iterator[bytes]:
         yield stream.read(size)
 
 
-def _stored(file: Path, name: str, entry: Any, base: int) -> StoredTensor:
-    try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
-        fits = whole and end - begin == math.prod(shape) * _BITS[dtype] // 8
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{file}: tensor {name!r} has an entry that cannot be read: {entry}", _DAMAGED) from error
-    if not fits:
-        raise ModelError(f"{file}: tensor {name!r} has {dtype} {list(shape)} but bytes {begin} to {end}", _DAMAGED)
-    return StoredTensor(file, dtype, shape, base + begin, end - begin)
-
-
 def _read_index(index: Path) -> Mapping[str, str]:
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        if all(isinstance(name, str) and "/" not in name for name in names.values()):
+        with named_errors(index):
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(name, str) for name in names.values()):
+            raise TypeError("a file's name is a text")
+        if not any("/" in name for name in names.values()):
             return dict(names)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelError(f"{index}: is not an index of weights", _DAMAGED) from error
     raise ModelError(f"{index}: names files outside of its folder", _DAMAGED)

@@ -3,6 +3,7 @@
 Relative paths in a run file stay as they are written: they count from the current directory, not from the file.
 """
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mlx_lora.runfile.writer import render_config
 __all__ = ["config_schema", "dump_config", "load_config", "render_config"]
 
 _MOST_FAULTS_SHOWN = 100
+_INIT_HINT = "`mlx-lora init` writes a run file with every setting"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -68,7 +70,8 @@ def _read_document(path: Path, name: str) -> Document:
     except FileNotFoundError as error:
         raise ConfigError(f"{name}: no such file", _hint_for_file(path)) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise ConfigError(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        fact = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name}: cannot be read: {fact}", "check the path and its permissions") from error
     if len(raw) > MAX_CHARACTERS:
         fact = f"larger than {MAX_CHARACTERS // 1024} KiB: no run file"
         raise ConfigError(f"{name}: {fact}", "data files are named in a run file, under data")
@@ -80,15 +83,15 @@ def _read_document(path: Path, name: str) -> Document:
     except YamlError as fault:
         raise ConfigError(f"{name}:{fault.line}:{fault.column}: {fault.fact}", fault.hint) from fault
     if document.value is None:
-        raise ConfigError(f"{name}: holds no settings", "`mlx-lora init` writes a run file with every setting")
+        raise ConfigError(f"{name}: holds no settings", _INIT_HINT)
     if not isinstance(document.value, dict):
-        raise ConfigError(f"{name}:1: expected `name: value` lines, found {shown_value(document.value)}")
+        raise ConfigError(f"{name}:1: expected `name: value` lines, found {shown_value(document.value)}", _INIT_HINT)
     return document
 
 
 def _hint_for_file(path: Path) -> str:
     near = [path.with_suffix(suffix) for suffix in (".yaml", ".yml")]
-    near += sorted(path.parent.glob(f"*{path.stem}*.yaml"))
+    near += sorted(path.parent.glob(f"*{glob.escape(path.stem)}*.yaml"))
     found = next((each for each in near if each.is_file()), None)
     return f"did you mean {found}?" if found else "`mlx-lora init` writes a run file"
 

@@ -42,6 +42,9 @@ class Source:
         if override is None and path not in self.document.lines and not is_known(path):
             # A section of no such name, made by an override of something in it.
             override = next((each for each in self.overrides if each.path[: len(path)] == path), None)
+        if override is None and shown_path(path) in all_settings():
+            # A setting that an override would have held something below it.
+            override = next((each for each in self.overrides if each.path[: len(path)] == path), None)
         if override is not None:
             return Fault(override.flag, fact, hint, _LAST)
         known = (path[:length] for length in range(len(path), 0, -1) if path[:length] in self.document.lines)
@@ -160,7 +163,8 @@ def _describe(problem: _Problem, mapping: Mapping[str, Any], source: Source) -> 
     inner = path[2:] if setting.section else path[1:]
     whole = _value_at(mapping, path[: len(path) - len(inner)])
     meant = value_meant(setting, whole, inner, value, source.written(path))
-    return source.fault(path, fact, meant and source.how_to_write(path, meant))
+    hint = source.how_to_write(path, meant) if meant else f"{setting.path}: {setting.description}"
+    return source.fault(path, fact, hint)
 
 
 def _rule_fault(problem: _Problem, mapping: Mapping[str, Any], source: Source) -> Fault:
@@ -170,9 +174,17 @@ def _rule_fault(problem: _Problem, mapping: Mapping[str, Any], source: Source) -
     named = [(*problem.path, name) for name in section if name in _words(problem.message) and section[name] is not None]
     overridden = [path for path in named if overriding(path, source.overrides)]
     if not overridden:
-        return source.fault(problem.path, fact, None)
+        given = [shown_path(path) for path in named]
+        return source.fault(problem.path, fact, f"keep one of {' and '.join(given)}" if given else _choice(problem))
     flags = " ".join(f"--set {shown_path(path)}=null" for path in named if path not in overridden)
     return source.fault(overridden[0], fact, f"the file gives the other one: add {flags}" if flags else None)
+
+
+def _choice(problem: _Problem) -> str:
+    """The settings that a broken rule speaks of, to choose from."""
+    words = _words(problem.message)
+    paths = [each.path for each in all_settings().values() if each.name in words and each.section in problem.path]
+    return f"add {' or '.join(sorted(paths))}"
 
 
 def _words_for_nothing(source: Source) -> list[Fault]:

@@ -86,7 +86,9 @@ def _candidates(setting: Setting, value: Any, written: str | None) -> Iterator[A
             yield "all"
         if value <= 0:
             yield None
-    if written is not None and not isinstance(value, str):
+        if 1 < value <= 100:
+            yield value / 100  # per cent
+    if written and not isinstance(value, str):
         yield written  # a commit such as 0123456 reads as a number
 
 

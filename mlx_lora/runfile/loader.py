@@ -14,6 +14,7 @@ MAX_CHARACTERS = 262_144
 MAX_DEPTH = 20
 MAX_NODES = 10_000
 MAX_DIGITS = 100
+MAX_INTEGER = 2**53  # what every reader of numbers holds exactly
 
 KeyPath = tuple[str | int, ...]
 
@@ -35,8 +36,13 @@ _HINTS = (
     ("cannot start any token", "put the value in quotes"),
     ("alias", "a value that begins with * or & needs quotes"),
     ("another document", "a run file holds one document: remove the line `---`"),
-    ("but got '<stream end>'", "a bracket is not closed"),
+    ("'<stream end>'", "a bracket is not closed"),
+    ("expected ',' or ']', but got '}'", "a bracket is not closed"),
+    ("expected ',' or '}'", "a bracket is not closed, or a comma is missing; a comment begins with #"),
+    ("expected ',' or ']'", "a bracket is not closed, or a comma is missing; a comment begins with #"),
     ("block end", "the lines of a section start in the same column"),
+    ("unexpected end of stream", "a quote is not closed"),
+    ("escape", "in double quotes a backslash begins an escape: single quotes take it as it is"),
 )
 
 
@@ -76,7 +82,8 @@ class _Loader(yaml.SafeLoader):
         self.depth += 1
         if self.depth > MAX_DEPTH:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise YamlError(mark.line + 1, mark.column + 1, f"nested more than {MAX_DEPTH} levels deep")
+            fact, hint = f"nested more than {MAX_DEPTH} levels deep", "settings stand at most three levels deep"
+            raise YamlError(mark.line + 1, mark.column + 1, fact, hint)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -99,7 +106,8 @@ def parse_yaml(text: str) -> Document:
         node = loader.get_single_node()
     except yaml.reader.ReaderError as error:
         line, column = _line_and_column(text, error.position)
-        raise YamlError(line, column, f"holds the control character {_character(error.character)}") from error
+        fact = f"holds the control character {_character(error.character)}"
+        raise YamlError(line, column, fact, "remove it, or save the file as UTF-8 text again") from error
     except yaml.MarkedYAMLError as error:
         raise _syntax_fault(error) from error
     except (ValueError, OverflowError) as error:  # PyYAML passes "\UFFFFFFFF" to chr() unchecked
@@ -140,8 +148,9 @@ class _Builder:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise _fault_at(key_node, "a name is one word, not a list or a mapping")
-            key = key_node.value  # as written: the name `true` is the text "true"
+                fact = "a name is one word, not a list or a mapping"
+                raise _fault_at(key_node, fact, "every line reads `name: value`")
+            key = _text(key_node)  # as written: the name `true` is the text "true"
             key_path, line = (*path, key), key_node.start_mark.line + 1
             if key in mapping:
                 self.document.repeated.append(Repeated(key_path, self.document.lines[key_path], line))
@@ -154,21 +163,32 @@ class _Builder:
 def _scalar(node: yaml.ScalarNode) -> Any:
     kind = node.tag.removeprefix(_TAG)
     if kind == "str":
-        return node.value
+        return _text(node)
     if kind not in _PATTERNS:
         raise _fault_at(node, f"the tag {_shown_tag(node.tag)} is not accepted", "remove the tag")
     text = node.value
     if not _PATTERNS[kind].fullmatch(text):
-        raise _fault_at(node, f"{text[:40]!r} is no {kind}")
+        raise _fault_at(node, f"{text[:40]!r} is no {kind}", "remove the tag")
     if len(text) > MAX_DIGITS and kind in ("int", "float"):
-        raise _fault_at(node, f"a number of {len(text)} characters")
+        raise _fault_at(node, f"a number of {len(text)} characters", "no setting takes so large a number")
     if kind == "null":
         return None
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+        if abs(number) > MAX_INTEGER:
+            raise _fault_at(node, f"a number beyond {MAX_INTEGER}", "no setting takes so large a number")
+        return number
     return float(text.replace(".inf", "inf").replace(".nan", "nan") if text[-1].isalpha() else text)
+
+
+def _text(node: yaml.ScalarNode) -> str:
+    """The text of a node; escapes in double quotes can spell what no path and no tokenizer takes."""
+    text = str(node.value)
+    if unfit := next((each for each in text if each == "\0" or "\ud800" <= each <= "\udfff"), None):
+        raise _fault_at(node, f"holds {_character(unfit)}", "no name, path or text can hold it: remove it")
+    return text
 
 
 def _shown_tag(tag: str) -> str:

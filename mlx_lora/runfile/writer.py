@@ -12,7 +12,7 @@ import yaml
 
 from mlx_lora.config import RunConfig
 from mlx_lora.runfile.fields import Setting, all_sections, all_settings, literals
-from mlx_lora.runfile.loader import parse_yaml
+from mlx_lora.runfile.loader import YamlError, parse_yaml
 
 _PLAIN = re.compile(r"[A-Za-z0-9_/.][A-Za-z0-9_/.+@-]*(?: [A-Za-z0-9_/.+@-]+)*")
 _COMMENT_WIDTH = 116
@@ -72,10 +72,17 @@ def _render_number(value: float) -> str:
 
 def _render_text(text: str) -> str:
     meant = text.lower() != "none"  # the loader refuses it unquoted, as a wish for nothing
-    if meant and _PLAIN.fullmatch(text) and parse_yaml(text).value == text and _is_text_in_yaml_1_1(text):
+    if meant and _PLAIN.fullmatch(text) and _is_text_here(text) and _is_text_in_yaml_1_1(text):
         return text
     quoted: str = yaml.safe_dump(text, default_style='"', width=float("inf"), allow_unicode=True)
     return quoted.removesuffix("\n")
+
+
+def _is_text_here(word: str) -> bool:
+    try:
+        return bool(parse_yaml(word).value == word)
+    except YamlError:  # a number that is too large
+        return False
 
 
 def _is_text_in_yaml_1_1(word: str) -> bool:

@@ -47,12 +47,10 @@ class Engine:
         if batch.expected is not None and batch.expected_places is not None:
             rows, places = np.divmod(batch.expected_places, batch.inputs.shape[1])
             rows, places = rows + pieces, places - prefix
-            weights[rows, places] = 0.0  # trained towards probabilities, not towards a token
             expected = {"tokens": batch.expected.tokens, "shares": batch.expected.shares}
-            chosen = _chosen(
-                rows * width + places, weights.size, expected | {"weights": np.ones(len(rows), np.float32)}
-            )
+            chosen = _chosen(rows * width + places, weights.size, expected | {"weights": weights[rows, places]})
             arrays |= {f"expected_{name}": array for name, array in chosen.items()}
+            weights[rows, places] = 0.0  # trained towards probabilities, not towards a token
         if not self.supervised_positions:
             arrays |= {"targets": targets, "weights": weights}
         elif weights.any():

@@ -30,7 +30,7 @@ class StepReport:
 
     step: int
     epoch: float  # passes over the rows so far
-    loss: float  # mean nats a trained token
+    loss: float  # mean nats a trained token, replay rows by their weight
     gradient_norm: float  # before clipping
     learning_rate: float
     targets: int  # trained tokens
@@ -135,11 +135,11 @@ class Stepper:
         """What `gradients` would return for a micro-batch without rows."""
         return mx.array(0.0), {name: mx.zeros_like(array) for name, array in self.trainable.arrays().items()}
 
-    def update(self, gradients: Parameters, targets: int, learning_rate: float) -> mx.array:
-        """Apply summed `gradients` divided by `targets`; return the gradient norm, not yet computed."""
+    def update(self, gradients: Parameters, weight: float, learning_rate: float) -> mx.array:
+        """Apply summed `gradients` divided by the targets' `weight`; return the gradient norm, not yet computed."""
         state = {name: value for name, value in self.optimizer.state.items() if name != "learning_rate"}
         parameters, state, norm = self._update(
-            self.trainable.arrays(), state, gradients, mx.array(float(targets)), mx.array(learning_rate)
+            self.trainable.arrays(), state, gradients, mx.array(float(weight)), mx.array(learning_rate)
         )
         self.trainable.assign(parameters)
         self.optimizer.state = state | {"learning_rate": mx.array(learning_rate)}
@@ -154,9 +154,9 @@ class Stepper:
         return value, gradients
 
     def _updated(
-        self, parameters: Parameters, state: dict[str, Any], gradients: Parameters, targets: mx.array, rate: mx.array
+        self, parameters: Parameters, state: dict[str, Any], gradients: Parameters, weight: mx.array, rate: mx.array
     ) -> tuple[Parameters, dict[str, Any], mx.array]:
-        gradients = {name: gradient / targets for name, gradient in gradients.items()}
+        gradients = {name: gradient / weight for name, gradient in gradients.items()}
         gradients, norm = clipped(gradients, self.settings.max_grad_norm)
         self.optimizer.state = state | {"learning_rate": rate}
         parameters = self.optimizer.apply_gradients(gradients, parameters)
@@ -190,7 +190,7 @@ def train_steps(
         started = time.perf_counter()
         group.place = f"step {step}"
         rows, batches, arrays = prepared.rows, prepared.batches, prepared.arrays
-        targets = _targets(examples, rows)
+        weight = _weight(examples, rows)
         tokens = sum(len(examples[row].tokens) - 1 for row in rows)
         places = float(sum(batch.inputs.size for batch in batches))
         learning_rate = learning_rate_at(step, schedule.total_steps, stepper.settings)
@@ -208,11 +208,11 @@ def train_steps(
             sums = group.sum_arrays({**gradients, "nats": nats, "places": mx.array(places)})
             nats, places = sums.pop("nats"), _number(sums.pop("places"))
             gradients = sums
-        norm = stepper.update(gradients, targets, learning_rate)
+        norm = stepper.update(gradients, weight, learning_rate)
         mx.async_eval(nats, norm, stepper.trainable.arrays(), stepper.optimizer.state)
         if group.size == 1:
             prepared = _prepare(stepper.engine, examples, schedule, step + 1, store, group)
-        loss, gradient_norm = _number(nats) / targets, _number(norm)
+        loss, gradient_norm = _number(nats) / weight, _number(norm)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             stepper.trainable.assign(before)
             raise _not_finite(step, loss, gradient_norm, learning_rate, [examples[row] for row in rows])
@@ -222,7 +222,7 @@ def train_steps(
             loss=loss,
             gradient_norm=gradient_norm,
             learning_rate=learning_rate,
-            targets=targets,
+            targets=sum(_targets(examples[row]) for row in rows),
             tokens=tokens,
             padding_share=1 - tokens / places,
             seconds=time.perf_counter() - started,
@@ -234,9 +234,13 @@ def _number(scalar: mx.array) -> float:
     return float(np.array(scalar))
 
 
-def _targets(examples: Sequence[Example], rows: Sequence[int]) -> int:
-    """Trained targets of `rows`: known to every rank without asking the others."""
-    return sum(int(np.count_nonzero(examples[row].loss_mask[1:])) for row in rows)
+def _targets(example: Example) -> int:
+    return int(np.count_nonzero(example.loss_mask[1:]))
+
+
+def _weight(examples: Sequence[Example], rows: Sequence[int]) -> float:
+    """What the trained targets of `rows` weigh together: known to every rank without asking the others."""
+    return sum(_targets(examples[row]) * examples[row].weight for row in rows)
 
 
 def _prepare(
@@ -274,4 +278,4 @@ def mean_nats(
         share = group.share(rows)
         if share:
             nats += _number(engine.nats(engine.arrays(collate(examples, share), store)))
-    return group.sum_number(nats) / _targets(examples, range(len(examples)))
+    return group.sum_number(nats) / _weight(examples, range(len(examples)))

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from mlx_lora.errors import MlxLoraError
-from mlx_lora.files import lock, named_errors, remove_all_leftovers, write_whole
+from mlx_lora.files import lock, named_errors, refuse_unwritable, remove_all_leftovers, write_whole
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapters.safetensors", "adapter_config.json"
 LOCK_FILE = ".lock"
@@ -114,6 +114,7 @@ def claimed_folder(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[l
     with named_errors(folder):
         if folder.exists() and not folder.is_dir():
             raise MlxLoraError(f"{folder}: is a file", "set output_dir to a folder")
+        refuse_unwritable(folder)
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     try:

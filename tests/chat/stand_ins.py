@@ -6,9 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mlx_lora.chat.rendering import Rendering
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.errors import AdapterError, ModelError
+from mlx_lora.lora.adapter import AppliedAdapter
+from mlx_lora.lora.rendering import Rendering
 from mlx_lora.model.stream import Piece
 
 
@@ -40,9 +41,8 @@ class ScriptedVoice:
     def use(self, folder: Path) -> None:
         if folder.name not in self.adapters:
             raise AdapterError(f"{folder}: belongs to another base")
-        self.attached = SimpleNamespace(
-            label=folder.name, applied=SimpleNamespace(active_modules="7/7", delta_ratio=0.01, notes=("a note",))
-        )
+        applied = AppliedAdapter(tuple(f"m{number}" for number in range(7)), 7, 0.01, ("a note",))
+        self.attached = SimpleNamespace(label=folder.name, applied=applied)
         self.enabled = True
 
     def switch(self, enabled: bool) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from mlx_lora.chat.lines import COMMANDS
-from mlx_lora.chat.rendering import Rendering
 from mlx_lora.chat.repl import Repl
 from mlx_lora.chat.screen import TerminalScreen
 from mlx_lora.chat.session import Session
 from mlx_lora.dataset.records import read_records
+from mlx_lora.lora.rendering import Rendering
 from tests.chat.stand_ins import ScriptedVoice, WrittenEntries
 
 
@@ -49,7 +49,7 @@ def test_the_header_names_the_adapter_and_the_system_prompt(capsys: pytest.Captu
     voice.rendering = Rendering("Be [brief].")
     chat(voice)
     err = errors(capsys)
-    assert "adapter  cup · 7/7 modules active · changes their weights by 1.0%\n" in err
+    assert "adapter  cup · adapter active: 7/7 modules, ‖ΔW‖/‖W‖ = 0.01\n" in err
     assert "system   Be [brief].\n" in err
     assert "note: a note\n" in err
 
@@ -88,7 +88,7 @@ def test_the_prompt_shows_who_answers_and_the_conversation_goes_on(capsys: pytes
     _, reader = chat(voice, "one", "/adapter cup", "two", "/adapter off", "three", "/adapter")
     assert reader.labels == ["base", "base", "cup", "cup", "base", "base", "base"]
     assert [message["content"] for message in voice.seen[-1]] == ["one", "a", "two", "b", "three"]
-    assert "cup · 7/7 modules active" in errors(capsys)
+    assert "cup · adapter active: 7/7 modules" in errors(capsys)
 
 
 def test_a_wrong_adapter_leaves_the_one_before(capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,6 +180,14 @@ def test_saved_conversations_are_rows_that_training_reads(tmp_path: Path, capsys
         ["Trained.", "one", "a"],
         ["Trained.", "one", "a", "two", "b"],
     ]
+
+
+def test_a_place_that_leads_nowhere_is_refused_and_the_chat_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    voice = ScriptedVoice("Paris.", "Rome.")
+    chat(voice, "France?", "/save ~nobody-of-this-name/chats.jsonl", "/adapter ~nobody-of-this-name/x", "Italy?")
+    out, err = capsys.readouterr()
+    assert err.count("there is no such home folder") == 2
+    assert out == "Paris.\nRome.\n"
 
 
 def test_an_answer_cut_short_in_the_middle_of_a_saved_conversation_is_noted(

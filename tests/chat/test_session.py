@@ -7,11 +7,11 @@ import pytest
 
 from mlx_lora.chat.conversation import Ending, Turn
 from mlx_lora.chat.interrupt import stop_on_interrupt
-from mlx_lora.chat.rendering import Rendering
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.chat.screen import PlainScreen, TerminalScreen
 from mlx_lora.chat.session import Session, SystemPrompt
 from mlx_lora.errors import AdapterError, MlxLoraError, ModelError
+from mlx_lora.lora.rendering import Rendering
 from tests.chat.stand_ins import ScriptedVoice
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from mlx_lora.chat.sampling import Sampling
-from mlx_lora.chat.voice import Voice, load_voice
+from mlx_lora.chat.voice import Voice, context_length, load_voice
 from mlx_lora.config import DataSettings, LoraSettings
-from mlx_lora.dataset.examples import build_example
+from mlx_lora.dataset.examples import build_example, record_prompt
 from mlx_lora.dataset.record import Message, Record
 from mlx_lora.errors import AdapterError, ModelError
 from mlx_lora.lora.adapter import save_adapter
@@ -223,3 +223,37 @@ def test_a_base_without_a_chat_template_is_asked_in_plain_words(tmp_path: Path) 
     prompt = voice.render([{"role": "user", "content": "Who?"}])
     assert voice.base.tokenizer.decode(prompt) == "Question: Who?\nAnswer:"
     assert not voice.opens_thinking(prompt)
+
+
+def test_without_a_template_an_adapter_is_asked_as_its_rows_were_written(tmp_path: Path) -> None:
+    base = load_base(str(save_tiny_folder(tmp_path / "plain", chat_template=None)))
+    asked: list[Message] = [{"role": "user", "content": "Who?"}]
+    for formats, prompt in (
+        ([], "Question: Who?\nAnswer:"),
+        (["prompt/completion"], "Who?"),
+        (["text"], "Who?"),
+        (["alpaca", "question/answer"], "Question: Who?\nAnswer:"),
+        (["alpaca"], "### Instruction:\nWho?\n\n### Response:\n"),
+    ):
+        folder = write_adapter(tmp_path / "-".join(formats).replace("/", "-"), base, rank=2, row_formats=formats)
+        voice = load_voice(folder, model=None, revision=None)
+        assert voice.base.tokenizer.decode(voice.render(asked)) == prompt
+        record = Record((*asked, {"role": "assistant", "content": "Ann"}), answers=("Ann",), format="question/answer")
+        rendering = voice.rendering
+        trained = replace(record, format=rendering.row_format(record.format))
+        # What eval asks is what chat asks.
+        assert record_prompt(trained, voice.base.tokenizer, rendering.settings()) == voice.render(asked)
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [
+        ({"max_position_embeddings": 512}, 512),
+        ({"n_positions": 1024, "n_ctx": 512}, 1024),
+        ({"text_config": {"max_position_embeddings": 64}}, 64),
+        ({"max_position_embeddings": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_context_is_read_from_the_models_config(config: dict[str, Any], tokens: int | None) -> None:
+    assert context_length(config) == tokens

@@ -1,6 +1,7 @@
 """`mlx-lora eval`: base beside adapters on tiny models, the files it leaves, its verdicts and its exit code."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,35 @@ def test_the_results_lie_beside_the_adapter(workshop: Path, capsys: pytest.Captu
     assert result.metrics == ["exact_match", "contains", "token_f1"]
 
 
-def test_an_adapter_with_b_zero_is_said_to_have_taught_nothing(
+def test_an_adapter_that_changes_no_answer_is_said_to_have_taught_nothing(
     workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = evaluate(workshop, "nothing", base=True, capsys=capsys)
     assert result["verdict"]["kind"] == "taught nothing"
-    assert result["perplexity"] == result["base"]["perplexity"]
+    assert result["perplexity"] == pytest.approx(result["base"]["perplexity"])
+
+
+def test_an_adapter_with_b_zero_is_refused(workshop: Path) -> None:
+    with pytest.raises(AdapterError, match="zero: teaches nothing: B of all 28 modules is zero"):
+        run_evaluate([workshop / "zero"], data=[str(workshop / "quiz.jsonl")])
+
+
+def test_the_active_modules_are_said_of_every_adapter(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = [str(workshop / "quiz.jsonl")]
+    assert run_evaluate([workshop / "good", workshop / "other"], data=data, max_tokens=1, limit=1) == 0
+    said = capsys.readouterr().err
+    for name in ("good", "other"):
+        assert re.search(rf"{workshop / name}: adapter active: 28/28 modules, ‖ΔW‖/‖W‖ = [\d.]+\n", said)
+
+
+@pytest.mark.parametrize(("output", "file"), [("rows.json", "rows.json"), (".", "rows.json")])
+def test_results_are_never_written_over_the_questions(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).write_text('[{"question": "Who?", "answer": "Ann"}]')
+    with pytest.raises(ConfigError, match=f"--output {file}: holds what is asked"):
+        run_evaluate([workshop / "good"], data=[str(tmp_path / file)], output=Path(output))
 
 
 def test_an_adapter_of_a_tiny_learning_rate_is_said_to_have_taught_nothing(

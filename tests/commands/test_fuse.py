@@ -180,7 +180,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
 def test_another_base_is_refused_and_nothing_is_written(tmp_path, family):
     adapter, _ = _adapter(tmp_path, SMALL)
     other = save_tiny_folder(tmp_path / "other", family, seed=5, bits=4)
-    with pytest.raises(AdapterError, match="trained on base, the base here is other"):
+    with pytest.raises(AdapterError, match=r"trained on base .*, the base here is other "):
         run_fuse(adapter, tmp_path / "fused", model=str(other))
     assert not (tmp_path / "fused").exists()
 

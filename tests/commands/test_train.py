@@ -42,6 +42,7 @@ def test_a_run_leaves_a_whole_adapter_folder_that_taught_something(run_file, tmp
     assert facts["step"] == 9
     assert facts["identity"]["weights_sha256"]
     assert set(facts["data_sha256"]) == {"train", "valid"}
+    assert facts["row_formats"] == ["question/answer"]
     assert "run" not in facts
     assert facts["versions"]["mlx-lora"]
     assert yaml.safe_load((folder / "run.yaml").read_text())["lora"]["rank"] == 4
@@ -184,6 +185,20 @@ def test_json_prints_one_object_on_stdout(run_file, tmp_path):
     assert summary["steps"] == summary["total_steps"] == 3
     assert summary["ended_by"] == "steps"
     assert summary["adapter_bytes"] == (tmp_path / "run" / "adapters.safetensors").stat().st_size
+
+
+def test_the_folder_of_a_base_is_not_written_into(run_file, base):
+    before = sorted(path.name for path in base.iterdir())
+    for options in ({}, {"overwrite": True}, {"resume": True}):
+        with pytest.raises(MlxLoraError, match=r"holds a model \(config.json\)"):
+            run_train(run_file(output_dir=str(base)), **options)
+    assert sorted(path.name for path in base.iterdir()) == before
+
+
+def test_a_refused_run_leaves_no_folder(run_file, tmp_path):
+    with pytest.raises(MlxLoraError, match=r"lora\.layers: 40 asked for"):
+        run_train(run_file(lora={"layers": 40}, output_dir=str(tmp_path / "new" / "run")))
+    assert not (tmp_path / "new").exists()
 
 
 def test_resume_without_a_checkpoint_says_so(run_file):

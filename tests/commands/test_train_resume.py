@@ -305,6 +305,9 @@ def test_a_run_says_its_warnings_before_the_first_step(run_file, tmp_path, capsy
     assert shown.count("warning: optimizer.learning_rate is 0: nothing will be learned; 1e-3 is the default") == 1
     assert shown.index("nothing will be learned") < shown.index("step 0/9  validation loss")
     assert "the training loss does not move" not in shown
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    warned = [(event["step"], event["message"]) for event in metrics if event["event"] == "warning"]
+    assert warned == [(0, "optimizer.learning_rate is 0: nothing will be learned; 1e-3 is the default")]
 
 
 def test_an_end_token_without_a_row_of_its_own_is_warned_of(base, run_file, tmp_path, capsys):

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from mlx_lora.commands import trainstop
 from mlx_lora.commands.trainstop import Stop, stop_signals
 from mlx_lora.console import talk
 from mlx_lora.training.distributed import Group
@@ -67,6 +68,18 @@ def test_before_the_first_step_one_signal_is_enough():
 
     with pytest.raises(KeyboardInterrupt):
         load()
+
+
+def test_a_signal_that_is_read_only_at_the_end_does_not_end_the_process(monkeypatch):
+    left = []
+    monkeypatch.setattr(trainstop.os, "_exit", left.append)
+    monkeypatch.setattr(trainstop, "GRACE_SECONDS", 0.01)
+    signals = trainstop._Signals()
+    os.write(signals.writing, bytes([signal.SIGTERM]))
+    signals.end()
+    signals.watch(Stop())
+    signals.close()
+    assert left == []
 
 
 def test_a_closed_terminal_asks_for_an_end_in_silence(capsys):

@@ -37,7 +37,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = generate_answers(base.model, base.tokenizer, prompts, max_tokens=TOKENS)
     facts = {"model": str(root / "base"), "identity": asdict(base.identity), "system_prompt": SYSTEM, "step": 7}
     settings = LoraSettings(rank=4, dropout=0.5)
-    sizes = {"nothing": 0.0, "faint": 1e-6, "wrecked": 1e30, "other": 0.3, "good": 0.3}
+    sizes = {"zero": 0.0, "nothing": 1e-9, "faint": 1e-6, "wrecked": 1e30, "other": 0.3, "good": 0.3}
     for name, size in sizes.items():
         seed = 5 if name == "other" else 0
         inject_lora(base.model, settings, seed=seed)

@@ -103,6 +103,17 @@ def test_when_every_row_is_dropped_there_is_nothing_to_train_on() -> None:
     assert (inspection.steps, inspection.padding_share) == (0, 0.0)
 
 
+def test_patience_without_validation_rows_is_a_fault_and_not_a_wish() -> None:
+    config = configuration()
+    train = config.train.model_copy(update={"early_stopping_patience": 2})
+    splits = DataSplits([asked("Q", "A")], [], [])
+    built = build_split_examples(splits, TOKENIZER, config.data)
+    found = inspect_splits(splits, built, TOKENIZER.eos_ids, config.model_copy(update={"train": train}))
+    with pytest.raises(DataError, match=r"train\.early_stopping_patience: there are no validation rows"):
+        found.raise_faults()
+    assert found.hints == ["set data.valid, raise data.valid_share, or leave train.early_stopping_patience out"]
+
+
 def test_repeated_rows_are_counted() -> None:
     inspection = inspected([asked("Q", "A")] * 3 + [asked("q", "A")])
     assert inspection.splits["train"].duplicates == 2

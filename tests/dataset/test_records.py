@@ -147,6 +147,24 @@ def test_csv_faults_name_header_cells_and_quotes(tmp_path: Path) -> None:
     assert fault_of(source).message.startswith(f"{source}:3: not CSV: ")
 
 
+def test_a_key_or_column_that_stands_twice_is_a_fault_and_not_the_last_value(tmp_path: Path) -> None:
+    twice = '{"question": "Q", "answer": "A", "answer": "B"}'
+    said = "is given twice"
+    lines = write(tmp_path, "a.jsonl", f"{ROW}\n{twice}")
+    assert fault_of(lines).message == f'{lines}:2: "answer" {said}'
+    rows = write(tmp_path, "a.json", f"[{ROW},\n{twice},\n{ROW},\n{twice}]")
+    assert fault_of(rows).message == f'{rows}:2: "answer" {said}\n{rows}:4: "answer" {said}'
+    table = write(tmp_path, "a.csv", "question,answer,,,answer\nQ,A,,,B\n")
+    assert fault_of(table).message == f'{table}:1: the column "answer" stands twice'
+    assert {fault_of(source).hint for source in (lines, rows, table)} == {"keep one of the two"}
+    assert places(write(tmp_path, "b.csv", "question,answer,,\nQ,A,,\n")) == [":2"]  # as spreadsheets leave it
+
+
+def test_a_long_cell_is_read_whole(tmp_path: Path) -> None:
+    source = write(tmp_path, "a.csv", f"question,answer\nQ,{'x' * 200_000}\n")
+    assert len(read_records(source)[0].answers[0]) == 200_000
+
+
 def test_a_folder_gives_its_splits_under_their_usual_names(tmp_path: Path) -> None:
     write(tmp_path, "train.jsonl", ROW)
     write(tmp_path, "validation.csv", "question,answer\nV,A")

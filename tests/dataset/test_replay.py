@@ -24,6 +24,7 @@ from mlx_lora.errors import DataError
 
 END = 2
 SETTINGS = DataSettings(train="rows.jsonl", max_seq_length=8)
+TAUGHT = Example(np.int32([5, 6, 7]), np.array([False, False, True]), "train:1", None)
 
 
 def prompts(*questions: str) -> list[Record]:
@@ -55,7 +56,7 @@ def said(*tokens: int, ended: bool = False) -> BaseAnswer:
 
 
 def rows_of(prompts: list[list[int]], answers: list[BaseAnswer]) -> list[Example]:
-    return build_replay_examples(prompts, answers, SETTINGS)
+    return build_replay_examples(prompts, answers, [TAUGHT], SETTINGS)
 
 
 def test_only_the_answer_is_trained_and_its_end_only_where_the_base_ended_by_itself() -> None:
@@ -88,9 +89,16 @@ def test_a_base_that_answers_nothing_is_an_error() -> None:
         rows_of([[5]], [said(END, ended=True)])
 
 
+def test_a_replay_row_weighs_as_much_as_a_taught_row_however_long_it_is() -> None:
+    rows = rows_of([[5], [6]], [said(8, 9, 10, 11), said(8, 9)])
+    taught = [TAUGHT, Example(np.int32([5, 6, 7, 8]), np.array([False, False, True, True]), "train:2", None)]
+    assert [row.weight for row in rows] == [1 / 3, 1 / 3]  # one trained token taught, three replayed
+    assert [row.weight for row in build_replay_examples([[5]], [said(8, 9, 10)], taught, SETTINGS)] == [0.5]
+    assert collate(rows, [1]).weights[0, :3].tolist() == pytest.approx([1 / 3, 1 / 3, 0.0])
+
+
 def test_batches_hold_the_probabilities_where_their_tokens_are_trained() -> None:
-    taught = Example(np.int32([5, 6, 7]), np.array([False, False, True]), "train:1", None)
-    rows = [taught, *rows_of([[5, 6], [5]], [said(8, 9), said(8, END, ended=True)])]
+    rows = [TAUGHT, *rows_of([[5, 6], [5]], [said(8, 9), said(8, END, ended=True)])]
     batch = collate(rows, [1, 0, 2])
     assert batch.expected is not None
     assert batch.expected_places is not None
@@ -104,10 +112,13 @@ def test_batches_hold_the_probabilities_where_their_tokens_are_trained() -> None
 def test_a_larger_count_keeps_the_prompts_of_a_smaller_and_another_seed_draws_others() -> None:
     ten = prompts(*(f"Question {n}?" for n in range(10)))
     few, many = choose_prompts(ten, 3, 0, []), choose_prompts(ten, 7, 0, [])
-    assert many[:3] == few
-    assert choose_prompts(ten[::-1], 3, 0, []) == few
+    assert (len(few), len(many)) == (3, 7)
+    assert [record for record in many if record in few] == few
+    assert choose_prompts(ten[::-1], 3, 0, []) == few[::-1]
     assert choose_prompts(ten, 3, 1, []) != few
-    assert len(choose_prompts(ten, 99, 0, [])) == 10
+    assert (
+        choose_prompts(ten, 99, 0, []) == choose_prompts(ten, 99, 1, []) == ten
+    )  # every seed finds these in the cache
 
 
 def test_what_the_run_teaches_or_asks_is_never_replayed() -> None:

@@ -11,7 +11,7 @@ from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.dataset.splits import records_sha256
 from mlx_lora.errors import DataError
-from mlx_lora.evaluation.subjects import Rendering, choose_sources, data_name, read_source, read_sources, spread_rows
+from mlx_lora.evaluation.subjects import choose_sources, data_name, read_source, read_sources, spread_rows
 
 
 def write_rows(path: Path, count: int) -> Path:
@@ -73,8 +73,3 @@ def test_what_is_asked_twice_is_read_once() -> None:
     assert choose_sources([], ["a.jsonl", "b.jsonl", "a.jsonl"]) == [("a.jsonl", "test"), ("b.jsonl", "test")]
     with pytest.raises(DataError):
         choose_sources([], [])
-
-
-def test_equal_renderings_have_equal_keys() -> None:
-    assert Rendering().key == Rendering().key
-    assert Rendering(chat_template="{{ messages }}").key != Rendering().key

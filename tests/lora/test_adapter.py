@@ -227,6 +227,9 @@ def test_a_base_in_evaluation_mode_gets_its_adapter_without_dropout(tmp_path):
     assert mx.array_equal(model(TOKENS), logits)
 
 
+PARTS = {"lora_a": (64, 4), "lora_b": (4, 128)}
+
+
 def _refusal(folder: Path, family: str = "llama", identity: dict[str, Any] | None = None) -> str:
     model = tiny_model(family)
     before = {path: id(module) for path, module in model.named_modules()}
@@ -243,7 +246,8 @@ def test_another_base_is_refused_with_both_names(tmp_path, key):
     other = {**IDENTITY, "name": "other/base", "revision": "abc", key: "different"}
     message = _refusal(tmp_path, identity=other)
     assert message.endswith(
-        f"trained on tiny, the base here is other/base at abc (other {key.removesuffix('_sha256')})"
+        f"trained on tiny (config c1, weights w1), the base here is other/base at abc "
+        f"(config {other['config_sha256']}, weights {other['weights_sha256']}): other {key.removesuffix('_sha256')}"
     )
 
 
@@ -321,14 +325,28 @@ def test_an_embedding_adapter_is_refused_by_kind(tmp_path):
     assert "cannot adapt: model.embed_tokens (Embedding)" in _refusal(tmp_path)
 
 
-def test_an_untrained_adapter_is_refused_unless_asked_for(tmp_path):
+def test_an_untrained_adapter_is_refused(tmp_path):
     model = tiny_model()
     settings = LoraSettings(rank=2)
     inject_lora(model, settings, seed=0)
     save_adapter(tmp_path, model, settings=settings)
     assert "teaches nothing: B of all 28 modules is zero" in _refusal(tmp_path)
-    applied = apply_adapter(tiny_model(), read_adapter(tmp_path), None, allow_untrained=True)
-    assert (applied.active_modules, applied.delta_ratio) == ("0/28", 0.0)
+
+
+def test_an_update_beyond_all_numbers_is_refused(tmp_path):
+    _saved(tmp_path)
+    huge = {f"model.layers.0.mlp.up_proj.{part}": mx.full(shape, 1e38) for part, shape in PARTS.items()}
+    _edit_tensors(tmp_path, lambda t: t.update(huge))
+    assert _refusal(tmp_path).endswith("its update is not finite on this base")
+
+
+def test_a_large_update_that_is_finite_is_put_on_and_its_size_said(tmp_path):
+    _saved(tmp_path)
+    huge = {"model.layers.0.mlp.up_proj.lora_b": mx.full((4, 128), 1e30)}  # its square is beyond float32
+    _edit_tensors(tmp_path, lambda t: t.update(huge))
+    applied = apply_adapter(tiny_model(), read_adapter(tmp_path), None)
+    assert 1e29 < applied.delta_ratio < 1e33
+    assert applied.line.startswith("adapter active: 28/28 modules, ‖ΔW‖/‖W‖ = ")
 
 
 def test_modules_that_learned_nothing_do_not_count_as_active(tmp_path):

@@ -91,6 +91,28 @@ def test_every_unmatched_name_of_a_list_is_named_and_the_model_left_alone(names)
     assert model.trainable_parameters() == model.parameters()
 
 
+def test_a_name_with_a_letter_missing_gets_the_near_one():
+    with pytest.raises(AdapterError) as raised:
+        inject_lora(tiny_model(), LoraSettings(target_modules=["q_prj", "mlp.up_prj", "wibble"]), seed=0)
+    assert raised.value.message == "lora.target_modules: nothing matches q_prj, mlp.up_prj, wibble"
+    assert raised.value.hint.startswith("did you mean q_proj and mlp.up_proj? the layers of this model have self_attn.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "fact"),
+    [
+        ({"rank": 65}, "lora.rank: 65 is more than any module of this model can use"),
+        ({"rank": 4, "alpha": 4e5}, r"lora.alpha: 400000 at rank 4 is an effective scale of 100000"),
+    ],
+)
+def test_a_rank_or_scale_beyond_all_use_is_refused_before_anything_changes(settings, fact):
+    model = tiny_model()
+    with pytest.raises(AdapterError, match=fact):
+        inject_lora(model, LoraSettings(**settings), seed=0)
+    assert list(iter_lora_modules(model)) == []
+    assert len(inject_lora(model, LoraSettings(rank=64), seed=0).modules) == 28
+
+
 def test_a_router_is_adapted_only_when_it_is_named():
     model = tiny_model("mixtral")
     assert not any(path.endswith(".gate") for path in inject_lora(model, LoraSettings(rank=2), seed=0).modules)

@@ -169,6 +169,22 @@ def test_every_header_that_passes_covers_the_file_exactly_once(header, size):
     assert sorted(covered) == list(range(size))
 
 
+@pytest.mark.parametrize("place", [60, -1])
+def test_a_flipped_bit_of_a_file_that_we_wrote_is_found(tmp_path, tensors, place):
+    path = tmp_path / "adapters.safetensors"
+    content = bytearray(encode_tensors(tensors, {"format": "mlx"}))
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AdapterError, match="its checksum differs"):
+        read_tensors(path)
+
+
+def test_a_file_of_others_has_no_checksum_and_is_read_all_the_same(tmp_path, tensors):
+    path = tmp_path / "adapters.safetensors"
+    mx.save_safetensors(str(path), tensors, {"format": "mlx"})
+    assert set(read_tensors(path)) == set(tensors)
+
+
 @given(st.data())
 def test_a_flipped_bit_in_the_header_never_reads_as_other_tensors(data):
     content = bytearray(encode_tensors({"m.lora_a": mx.ones((2, 3)), "m.lora_b": mx.ones((3, 2))}, {}))

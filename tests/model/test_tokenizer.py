@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlx_lora.errors import ModelError
+from mlx_lora.errors import ConfigError, ModelError
 from mlx_lora.model.tokenizer import Tokenizer
 from tests.tiny import CHATML, tiny_tokenizer
 
@@ -105,7 +105,7 @@ def test_a_template_sees_only_the_switches_it_is_given() -> None:
 def test_rendering_with_another_template_leaves_the_tokenizers_own() -> None:
     tokenizer = _tokenizer(CHATML)
     assert tokenizer.render_chat([USER], add_generation_prompt=True, template_args={}, chat_template="{{ 'x' }}") == "x"
-    other = tokenizer.with_chat_template(SLASH_S)
+    other = tokenizer.with_chat_template(SLASH_S, "own.jinja")
     assert (other.eos_id, other.eos_ids) == (2, {2, 4})
     assert other.render_chat([USER], add_generation_prompt=True, template_args={}) == "<s>[INST]Hi[/INST]"
     text = tokenizer.render_chat([USER], add_generation_prompt=True, template_args={})
@@ -118,25 +118,52 @@ def test_a_template_for_tools_is_taken_when_there_are_tools() -> None:
     tools = [{"name": "clock"}]
     assert tokenizer.render_chat([USER], tools=tools, add_generation_prompt=False, template_args={}) == "clock"
     assert tokenizer.render_chat([USER], add_generation_prompt=False, template_args={}).startswith("<|im_start|>user")
-    replaced = tokenizer.with_chat_template("{{ 'mine' }}")
+    replaced = tokenizer.with_chat_template("{{ 'mine' }}", "own.jinja")
     assert replaced.render_chat([USER], tools=tools, add_generation_prompt=False, template_args={}) == "mine"
 
 
 @pytest.mark.parametrize(
     "template",
     [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "{{ raise_exception('roles must alternate') }}",
         "{{ 'a' + messages[0]['content'] + 1 }}",
         "{{ messages[0].missing.deeper }}",
-        "{% for %}",
     ],
 )
-def test_a_fault_of_a_template_is_a_template_error(template: str) -> None:
-    """Templates of model folders run in a sandbox: CVE-2026-5760."""
+def test_what_a_template_does_not_take_is_a_template_error(template: str) -> None:
     tokenizer = _tokenizer(CHATML)
     with pytest.raises(jinja2.TemplateError):
         tokenizer.render_chat([USER], add_generation_prompt=False, template_args={}, chat_template=template)
+
+
+@pytest.mark.parametrize(
+    ("template", "fact"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "it tries what no template may"),
+        ("one\n{% for %}", "line 2: Expected an expression"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not end within"),
+        ("{{ 'x' * 1200000 }}", "writes 1,200,000 characters"),
+    ],
+)
+def test_a_template_that_can_write_nothing_is_an_error_with_its_place(
+    template: str, fact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Templates of model folders run in a sandbox: CVE-2026-5760."""
+    monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_SECONDS", 0.1)
+    monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_TEXT", 1_000_000)
+    with pytest.raises(ModelError, match=f"own.jinja: .*{fact}"):
+        _tokenizer(CHATML).with_chat_template(template, "own.jinja")
+    own = _tokenizer(template)  # not refused yet: the run may bring another template, or rows of plain text
+    with pytest.raises(ModelError, match=f"the model's chat template: .*{fact}"):
+        own.render_chat([USER], add_generation_prompt=False, template_args={})
+    assert own.with_chat_template(CHATML, "own.jinja").eos_id == 4
+
+
+def test_what_the_tokenizer_takes_itself_is_no_switch_of_a_template() -> None:
+    for name in ("tokenize", "messages", "return_dict", "chat_template"):
+        with pytest.raises(ConfigError, match=f"data.chat_template_args: {name}: not for the template"):
+            _tokenizer(CHATML).render_chat([USER], add_generation_prompt=True, template_args={name: True})
 
 
 def test_a_message_of_another_shape_is_a_template_error() -> None:

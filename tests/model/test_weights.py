@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from mlx_lora.errors import ModelError
-from mlx_lora.model.weights import fingerprint_weights, read_header, weight_files
+from mlx_lora.errors import MlxLoraError, ModelError
+from mlx_lora.model.weights import fingerprint_weights, read_header, read_headers, weight_files
 
 
 def _raw(path: Path, header: object, data: bytes = b"") -> Path:
@@ -61,17 +61,23 @@ def test_a_file_cut_off_anywhere_is_refused(tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize(
     ("header", "data", "fact"),
     [
-        (b"{nonsense", b"", "not JSON"),
-        ([1], b"", "not a JSON object"),
-        ({"a": _entry([2], 0, 4)}, b"1234", "bytes 0 to 4"),
-        ({"a": _entry([-1], 0, -4)}, b"", "bytes 0 to -4"),
-        ({"a": _entry([2**62, 4], 0, 8)}, b"12345678", "bytes 0 to 8"),
-        ({"a": _entry([1], 0, 4), "b": _entry([1], 2, 6)}, b"123456", "overlap"),
-        ({"a": _entry([1], 4, 8)}, b"12345678", "gaps"),
-        ({"a": _entry([1], 0, 4)}, b"12345678", "cut off"),
-        ({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, b"1234", "cannot be read"),
-        ({"a": "x"}, b"", "cannot be read"),
-        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}, b"1234", "bytes"),
+        (b"{nonsense", b"", "no JSON: "),
+        ([1], b"", "no JSON object"),
+        ({"a": _entry([2], 0, 4)}, b"1234", r"a: 4 bytes cannot hold shape \[2\] of F32"),
+        ({"a": _entry([-1], 0, -4)}, b"", "whole numbers"),
+        ({"a": _entry([2**62, 4], 0, 8)}, b"12345678", "a: 8 bytes cannot hold shape"),
+        (
+            {"a": _entry([1], 0, 4), "b": _entry([1], 2, 6)},
+            b"123456",
+            "b begins at byte 2, the tensor before it ends at 4",
+        ),
+        ({"a": _entry([1], 4, 8)}, b"12345678", "a begins at byte 4, the tensor before it ends at 0"),
+        ({"a": _entry([1], 0, 4)}, b"12345678", "8 bytes of tensors, the header describes 4"),
+        ({"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}, b"1234", "unknown dtype 'F99'"),
+        ({"a": "x"}, b"", "does not give exactly"),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}, b"1234", "whole numbers"),
+        (b'{"a":' * 50_000, b"", "nested too deeply"),
+        (b'{"a": 1, "a": 2}', b"", "'a' stands twice"),
     ],
 )
 def test_a_header_that_lies_is_refused(header: object, data: bytes, fact: str, tmp_path: Path) -> None:
@@ -89,6 +95,24 @@ def test_any_bytes_are_a_header_or_an_error_for_the_user(
     path.write_bytes(content)
     with suppress(ModelError):
         assert sum(tensor.size for tensor in read_header(path).values()) < len(content)
+
+
+def test_two_files_with_one_tensor_are_not_one_model(tmp_path: Path) -> None:
+    for name in ("model-1.safetensors", "model.safetensors"):
+        save_file(_tensors(), tmp_path / name)
+    with pytest.raises(ModelError, match=r"model\.safetensors: holds big, and so does model-1\.safetensors"):
+        read_headers(weight_files(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["folder", "link to nothing", "link to itself"])
+def test_what_is_no_file_is_named(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("model.safetensors" if kind == "link to itself" else "gone")
+    with pytest.raises(MlxLoraError, match=r"model\.safetensors: (Is a directory|No such file|Too many levels)"):
+        read_header(path)
 
 
 def test_an_index_that_names_a_missing_file_is_an_error(tmp_path: Path) -> None:

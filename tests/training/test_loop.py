@@ -123,12 +123,12 @@ def test_mean_nats_weighs_tokens_and_not_batches():
 
 def test_the_engine_and_the_plain_way_end_in_the_same_losses():
     rows = random_rows(12)
-    settings = {"epochs": 20, "batch_size": 4, "optimizer": {"learning_rate": 2e-3}}
+    settings = {"epochs": 67, "batch_size": 4, "optimizer": {"learning_rate": 5e-4}}
     _, plain = run_steps(rows, parts="plain", **settings)
     _, fast = run_steps(rows, parts="auto", compiled=True, **settings)
-    assert len(fast) == 60
+    assert len(fast) == 201
     assert fast[-1].loss < 0.5 * fast[0].loss
-    assert [report.loss for report in fast] == pytest.approx([report.loss for report in plain], rel=2e-3)
+    assert [report.loss for report in fast] == pytest.approx([report.loss for report in plain], rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "adafactor", "muon", "lion"])

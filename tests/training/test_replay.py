@@ -87,7 +87,7 @@ def mixed_rows(folder):
     taught = random_rows(5)
     prompts = [[*taught[0].tokens[:20].tolist(), *prompt] for prompt in PROMPTS]
     *_, answers = answer_prompts(tiny_model(), Ends(160), prompts, "base", folder)
-    return taught + build_replay_examples(prompts, answers, DataSettings(train="rows"))
+    return taught + build_replay_examples(prompts, answers, taught, DataSettings(train="rows"))
 
 
 @pytest.mark.parametrize("parts", [["supervised_positions"], ["shared_prefix"], "auto"])

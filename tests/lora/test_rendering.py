@@ -1,12 +1,12 @@
-"""What configs say of prompts, bases and context."""
+"""What an adapter's config says of prompts and bases."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlx_lora.chat.rendering import Rendering, context_length, model_of, rendering_of
 from mlx_lora.errors import AdapterError
+from mlx_lora.lora.rendering import Rendering, model_of, rendering_of
 
 FOLDER = Path("adapters/x")
 
@@ -16,7 +16,35 @@ def test_an_adapter_says_how_its_prompts_are_written() -> None:
     rendering = rendering_of({"mlx_lora": facts}, FOLDER)
     assert rendering == Rendering("Brief.", "{{ 1 }}", {"enable_thinking": False})
     assert rendering.settings().chat_template_args == {"enable_thinking": False}
-    assert rendering.settings().system_prompt is None
+    assert rendering.settings().system_prompt == "Brief."
+    assert rendering.settings(system_prompt=False).system_prompt is None
+
+
+def test_equal_renderings_have_equal_keys() -> None:
+    assert Rendering(place="a").key == Rendering(place="b").key
+    others = [
+        Rendering("x"),
+        Rendering(None, "x"),
+        Rendering(chat_template_args={"x": 1}),
+        Rendering(row_formats=("text",)),
+    ]
+    assert len({each.key for each in (Rendering(), *others)}) == 5
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "format"),
+    [
+        ((), "alpaca", "alpaca"),  # an adapter that does not say
+        (("question/answer",), "question/answer", "question/answer"),
+        (("prompt/completion",), "question/answer", "prompt/completion"),
+        (("alpaca", "question/answer"), "question/answer", "question/answer"),
+        (("text",), "question/answer", "prompt/completion"),  # plain text goes on where the prompt ends
+    ],
+)
+def test_a_row_is_asked_in_a_format_that_the_adapter_was_trained_on(
+    trained: tuple[str, ...], asked: str, format: str
+) -> None:
+    assert Rendering(row_formats=trained).row_format(asked) == format
 
 
 def test_an_adapter_of_mlx_lm_has_plain_prompts() -> None:
@@ -30,6 +58,9 @@ def test_an_adapter_of_mlx_lm_has_plain_prompts() -> None:
         ({"chat_template": ["x"]}, "chat_template"),
         ({"chat_template_args": {"x": [1]}}, "chat_template_args"),
         ({"chat_template_args": "x"}, "chat_template_args"),
+        ({"row_formats": "text"}, "row_formats"),
+        ({"row_formats": [1]}, "row_formats"),
+        ({"system_prompt": "\ud83d"}, "system_prompt"),
     ],
 )
 def test_a_damaged_config_is_named(facts: dict[str, Any], name: str) -> None:
@@ -54,17 +85,3 @@ def test_an_adapter_without_the_name_of_its_base_asks_for_it(config: dict[str, A
     with pytest.raises(AdapterError) as caught:
         model_of(config, FOLDER)
     assert caught.value.hint == "name the base with --model"
-
-
-@pytest.mark.parametrize(
-    ("config", "tokens"),
-    [
-        ({"max_position_embeddings": 512}, 512),
-        ({"n_positions": 1024, "n_ctx": 512}, 1024),
-        ({"text_config": {"max_position_embeddings": 64}}, 64),
-        ({"max_position_embeddings": None}, None),
-        ({}, None),
-    ],
-)
-def test_the_context_is_read_from_the_models_config(config: dict[str, Any], tokens: int | None) -> None:
-    assert context_length(config) == tokens
