@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_lora.chat.places import ADAPTERS
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError
-from mlx_lora.files import sha256_file, whole_folder
+from mlx_lora.files import refuse_unwritable, sha256_file, typed_path, whole_folder
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -42,10 +42,11 @@ def run_import(
     from mlx_lora.lora.adapter import apply_adapter, read_adapter, save_adapter
     from mlx_lora.model.load import load_base
 
-    place = Path(output).expanduser()
-    place = ADAPTERS / place if place.parts == (place.name,) else place
+    place = typed_path(output)
+    place = ADAPTERS / place if place.name == output else place
+    refuse_unwritable(place)
     with whole_folder(place) as temporary:
-        peft = read_peft_folder(source)
+        peft = read_peft_folder(typed_path(source))
         name, own_revision = (model, revision) if model is not None else _base_of(peft)
         base = load_base(name, revision=own_revision, compute="quantized")
         tensors = our_tensors(peft, naming_of(base.config))
@@ -93,7 +94,7 @@ def _as_adapter(peft: "PeftFolder", tensors: "dict[str, mx.array]") -> "AdapterF
     paths = tuple(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
     parameters = AdapterParameters(own.method, own.rank, own.scale, own.dropout, num_layers=1, keys=paths)
     plain = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
-    return AdapterFolder(peft.weights.parent, {"mlx_lora": peft.facts}, parameters, plain)
+    return AdapterFolder(peft.weights.parent, {"mlx_lora": peft.facts}, parameters, plain, peft.weights.name)
 
 
 def _settings(peft: "PeftFolder", adapter: "AdapterFolder") -> "LoraSettings":

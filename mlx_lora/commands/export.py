@@ -10,7 +10,7 @@ from mlx_lora.commands.exportgguf import write_gguf, write_gguf_lora, write_olla
 from mlx_lora.commands.exportjob import Job, say_note
 from mlx_lora.console import talk
 from mlx_lora.errors import MlxLoraError
-from mlx_lora.files import whole_file, whole_folder
+from mlx_lora.files import refuse_unwritable, typed_path, whole_file, whole_folder
 from mlx_lora.lora.rendering import model_of, rendering_of
 from mlx_lora.screen import format_bytes
 
@@ -47,6 +47,8 @@ def run_export(
 
     folder = read_adapter(find_adapter(str(adapter)))
     rendering = rendering_of(folder.config, folder.folder)
+    output = typed_path(output)
+    refuse_unwritable(output)
     _check_name(output, to)
     with whole_file(output, overwrite=False) if to in _FILES else whole_folder(output) as temporary:
         job = Job(folder, _load(folder, model, revision), rendering, kind, base_name, ollama_base)
@@ -63,7 +65,8 @@ def run_export(
 def _check_name(output: Path, to: str) -> None:
     if (output.suffix == ".gguf") != (to in _FILES):
         wanted = "a file name that ends in .gguf" if to in _FILES else "the name of a folder"
-        raise MlxLoraError(f"--output {output}: {to} needs {wanted}", None)
+        instead = output.with_suffix(".gguf" if to in _FILES else "")
+        raise MlxLoraError(f"--output {output}: {to} needs {wanted}", f"such as {instead}")
 
 
 def _sizes(written: Path) -> list[tuple[Path, int]]:
@@ -82,12 +85,7 @@ def _load(folder: "AdapterFolder", model: str | None, revision: str | None) -> "
     applied = apply_adapter(loaded.model, folder, asdict(loaded.identity))
     for note in applied.notes:
         say_note(note)
-    talk.print(
-        f"adapter active: {applied.active_modules} modules, ‖ΔW‖/‖W‖ = {applied.delta_ratio:.3g}; "
-        f"base {loaded.identity.name}",
-        markup=False,
-        soft_wrap=True,
-    )
+    talk.print(f"{applied.line}; base {loaded.identity.name}", markup=False, soft_wrap=True)
     return loaded
 
 

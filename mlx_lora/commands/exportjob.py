@@ -27,8 +27,7 @@ class Job:
     @property
     def tokenizer(self) -> "Tokenizer":
         """The base's, with the adapter's own template where it has one."""
-        template = self.rendering.chat_template
-        return self.base.tokenizer if template is None else self.base.tokenizer.with_chat_template(template)
+        return self.base.tokenizer.with_chat_template(self.rendering.chat_template, self.rendering.place)
 
 
 def say_note(text: str) -> None:

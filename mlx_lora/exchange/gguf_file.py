@@ -65,7 +65,8 @@ def write_gguf(path: Path, architecture: str, fill: Callable[[Any], None], tenso
                 back = data
             if not np.isfinite(back).all():
                 raise ModelError(
-                    f"{tensor.name}: holds a value that {tensor.kind} cannot hold", "use --type f16 or f32"
+                    f"{tensor.name}: holds a value that {tensor.kind} cannot hold",
+                    "take --to gguf-lora: an adapter is written in float32",
                 )
             if tensor.written is not None:
                 tensor.written(back)

@@ -14,7 +14,7 @@ import numpy as np
 
 from mlx_lora.errors import ModelError
 from mlx_lora.exchange.gguf_file import Kind, Tensor, kind_for, write_gguf
-from mlx_lora.exchange.gguf_vocabulary import Vocabulary
+from mlx_lora.exchange.gguf_vocabulary import BY_LLAMA_CPP, Vocabulary
 from mlx_lora.lora.inject import iter_modules
 from mlx_lora.lora.layer import AdapterLayer, dense_weight, linear_dims
 from mlx_lora.lora.merge import merged_weight
@@ -41,8 +41,7 @@ def layout_of(model: nn.Module, model_type: str) -> Layout:
     """The layout of a model as mlx_lm loaded it. Raises: ModelError for a family that is not written to GGUF."""
     if model_type not in ARCHITECTURES:
         raise ModelError(
-            f"model_type {model_type!r} is not written to GGUF",
-            f"only {', '.join(ARCHITECTURES)} are; or fuse --dequantize, then llama.cpp's convert_hf_to_gguf.py",
+            f"model_type {model_type!r} is not written to GGUF, only {', '.join(ARCHITECTURES)}", BY_LLAMA_CPP
         )
     args: Any = model.args
     return Layout(ARCHITECTURES[model_type], args.num_attention_heads, args.num_key_value_heads)
@@ -94,7 +93,7 @@ def _tensors(model: nn.Module, layout: Layout, kind: Kind, kept: Kept) -> Iterat
             name = f"{path}.{part}"
             target = gguf_name(name)
             if target is None:
-                raise ModelError(f"{name}: llama.cpp's {layout.architecture} has no place for it")
+                raise ModelError(f"{name}: llama.cpp's {layout.architecture} has no place for it", BY_LLAMA_CPP)
             if part != "weight" or value.ndim < 2:
                 yield Tensor(target, value.shape, "F32", _vector(layout, name, value))
                 continue
@@ -162,11 +161,9 @@ def _rotary_factors(model: nn.Module) -> np.ndarray | None:
     rope = _rope(model)
     kind = type(rope).__name__
     if "sliding_attention" in (getattr(args, "layer_types", None) or ()):
-        raise ModelError("the base has layers with a sliding window", "llama.cpp's architecture for it has none")
+        raise ModelError("the base has layers with a sliding window, which llama.cpp's llama has not", BY_LLAMA_CPP)
     if kind not in ("RoPE", "Llama3RoPE") or rope.traditional:
-        raise ModelError(
-            f"the base's rotary embedding ({kind}) is not written to GGUF", "only plain ones and Llama 3's"
-        )
+        raise ModelError(f"the base's rotary embedding ({kind}) is not written to GGUF", BY_LLAMA_CPP)
     if kind == "RoPE":
         return None
     plain = args.rope_theta ** (np.arange(0, rope.dims, 2, dtype=np.float32) / rope.dims)

@@ -13,6 +13,7 @@ from mlx_lora.model.identity import read_json_object
 from mlx_lora.model.pre_tokenizers import PRE_TOKENIZERS, recognize
 from mlx_lora.model.tokenizer import Tokenizer
 
+BY_LLAMA_CPP = "fuse --dequantize, and convert the folder with llama.cpp's convert_hf_to_gguf.py"
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 
@@ -53,7 +54,7 @@ def read_vocabulary(folder: Path, tokenizer: Tokenizer, *, rows: int) -> Vocabul
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        raise ModelError(f"{folder}: has no tokenizer.json", "only byte-level BPE tokenizers are written to GGUF")
+        raise ModelError(f"{folder}: has no tokenizer.json", BY_LLAMA_CPP)
     content = read_json_object(file)
     model = content.get("model") or {}
     pre = recognize(content)
@@ -61,12 +62,12 @@ def read_vocabulary(folder: Path, tokenizer: Tokenizer, *, rows: int) -> Vocabul
         kind = "SentencePiece" if model.get("byte_fallback") else model.get("type")
         raise ModelError(
             f"{file}: is a tokenizer of kind {kind}, expected byte-level BPE",
-            "fuse --dequantize, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
+            BY_LLAMA_CPP,
         )
     if pre is None:
         raise ModelError(
             f"{file}: how it cuts a text into words is none of {', '.join(PRE_TOKENIZERS)}",
-            "fuse --dequantize, and convert the folder with llama.cpp's convert_hf_to_gguf.py",
+            BY_LLAMA_CPP,
         )
     known = {int(number): token for token, number in model["vocab"].items()}
     types = dict.fromkeys(known, _NORMAL)
@@ -74,7 +75,7 @@ def read_vocabulary(folder: Path, tokenizer: Tokenizer, *, rows: int) -> Vocabul
         known[added["id"]] = added["content"]
         types[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
     if known and max(known) >= rows:
-        raise ModelError(f"{file}: names token {max(known)}, the model's embedding has {rows} rows")
+        raise ModelError(f"{file}: names token {max(known)}, the model's embedding has {rows} rows", BY_LLAMA_CPP)
     return Vocabulary(
         pre,
         [known.get(number, f"[PAD{number}]") for number in range(rows)],

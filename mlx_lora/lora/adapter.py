@@ -47,6 +47,7 @@ class AdapterFolder:
     config: dict[str, Any]
     parameters: AdapterParameters
     tensors: dict[str, mx.array]
+    weights: str = WEIGHTS_FILE  # the name of the tensors' file; an imported one has another
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -276,7 +277,7 @@ def _check_shapes(adapter: AdapterFolder, modules: Mapping[str, nn.Module]) -> N
             tensor = adapter.tensors.get(f"{path}.{part}")
             if tensor is not None and tensor.shape != expected[part]:
                 raise AdapterError(
-                    f"{adapter.folder / WEIGHTS_FILE}: {path}.{part} has shape {tensor.shape}, "
+                    f"{adapter.folder / adapter.weights}: {path}.{part} has shape {tensor.shape}, "
                     f"this base and rank {rank} need {expected[part]}",
                     "the adapter belongs to another base, or its config was changed",
                 )

@@ -11,6 +11,8 @@ from mlx_lora.model.gguf_layout import mlx_name, rotary_heads, unpermute_rows
 
 _GROUP = 32  # values that share a scale in Q4_1 and Q8_0, and in the MLX weights made of them
 _BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+_MLX_VERSION = "look for an MLX version of the model on Hugging Face (mlx-community/…)"
+_PLAIN = ("F16", "F32")
 _ROTARY = "rope_freqs.weight"
 _LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _STRETCHES = (8.0, 32.0, 16.0)  # Llama 3.1 and 3.3, 3.2, and some models made of them
@@ -31,13 +33,24 @@ class GgufFile:
         if self.value("general.architecture") != "llama":
             raise ModelError(
                 f"{path}: holds architecture {self.value('general.architecture')!r}, expected 'llama'",
-                "look for an MLX version of the model on Hugging Face (mlx-community/…)",
+                _MLX_VERSION,
             )
 
     def value(self, key: str, default: Any = None) -> Any:
         """The metadata value `key` as Python has it: str, int, float, bool or a list."""
         field = self._reader.fields.get(key)
         return default if field is None else field.contents()
+
+    def check(self) -> None:
+        """Raises: ModelError for whatever the conversion would stop at: settings, tokenizer, names and types."""
+        from mlx_lora.model.gguf_tokenizer import tokenizer_files
+
+        self.config()
+        tokenizer_files(self)
+        for tensor in self._reader.tensors:
+            if tensor.name != _ROTARY:
+                self._mlx_name(tensor.name)
+                self._check_type(tensor)
 
     def config(self) -> dict[str, Any]:
         """config.json of the MLX model: the llama settings, the tokens with a meaning, the quantization per module.
@@ -48,7 +61,7 @@ class GgufFile:
         width = self.value("llama.embedding_length")
         scaling = [key for key in self._reader.fields if key.startswith("llama.rope.scaling")]
         if scaling or self.value("llama.rope.dimension_count", width // heads) != width // heads:
-            raise ModelError(f"{self.path}: scaled or partial rotary embeddings are not converted")
+            raise ModelError(f"{self.path}: scaled or partial rotary embeddings are not converted", _MLX_VERSION)
         config: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -86,16 +99,10 @@ class GgufFile:
             if tensor.name == _ROTARY:
                 continue  # in the config, as a rule
             name = self._mlx_name(tensor.name)
+            self._check_type(tensor)
             kind = tensor.tensor_type.name
-            if kind in _UNPACK:
-                parts = _UNPACK[kind](tensor.data)
-            elif kind in ("F32", "F16"):
-                parts = {name.rpartition(".")[2]: np.array(tensor.data)}
-            else:
-                raise ModelError(
-                    f"{self.path}: tensor {tensor.name} is of type {kind}, expected {', '.join(_UNPACK)}, F16 or F32",
-                    "take the file of the model in one of these types, or an MLX version of it (mlx-community/…)",
-                )
+            plain = kind in _PLAIN
+            parts = {name.rpartition(".")[2]: np.array(tensor.data)} if plain else _UNPACK[kind](tensor.data)
             if (rows := rotary_heads(name, heads, key_heads)) is not None:
                 parts = {part: unpermute_rows(array, rows) for part, array in parts.items()}
             for part, array in parts.items():
@@ -104,8 +111,16 @@ class GgufFile:
     def _mlx_name(self, name: str) -> str:
         found = mlx_name(name)
         if found is None or found.endswith(".bias"):
-            raise ModelError(f"{self.path}: tensor {name} has no place in a llama model")
+            raise ModelError(f"{self.path}: tensor {name} has no place in a llama model", _MLX_VERSION)
         return found
+
+    def _check_type(self, tensor: Any) -> None:
+        if tensor.tensor_type.name not in (*_UNPACK, *_PLAIN):
+            raise ModelError(
+                f"{self.path}: tensor {tensor.name} is of type {tensor.tensor_type.name}, "
+                f"expected {', '.join((*_UNPACK, *_PLAIN))}",
+                "take the file of the model in one of these types, or an MLX version of it (mlx-community/…)",
+            )
 
     def _quantization(self) -> dict[str, Any] | None:
         bits = {
@@ -132,7 +147,7 @@ class GgufFile:
                 return rule
         raise ModelError(
             f"{self.path}: {_ROTARY} is not by the rule of Llama 3.1 to 3.3",
-            "look for an MLX version of the model on Hugging Face (mlx-community/…)",
+            _MLX_VERSION,
         )
 
 
@@ -175,7 +190,7 @@ def unpack_q4_0(blocks: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(over="ignore"):  # looked for below
         minimum = np.ascontiguousarray(rows[:, :, :2]).view("<f2") * np.float16(-8)
     if not np.isfinite(minimum).all():
-        raise ModelError("a Q4_0 tensor has a scale over 8191, which float16 cannot shift")
+        raise ModelError("a Q4_0 tensor has a scale over 8191, which float16 cannot shift", _MLX_VERSION)
     whole = np.concatenate([rows[:, :, :2], minimum.view(np.uint8), rows[:, :, 2:]], axis=-1)
     return unpack_q4_1(whole.reshape(blocks.shape[0], -1))
 
@@ -192,7 +207,7 @@ def unpack_q8_0(blocks: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(over="ignore"):  # looked for below
         biases = scales * np.float16(-128)
     if not np.isfinite(biases).all():
-        raise ModelError("a Q8_0 tensor has a scale over 511, which float16 cannot shift")
+        raise ModelError("a Q8_0 tensor has a scale over 511, which float16 cannot shift", _MLX_VERSION)
     shifted = rows[:, :, 2:] ^ 0x80  # int8 q as uint8 q + 128
     weight = np.ascontiguousarray(shifted).view("<u4").reshape(len(rows), -1)
     return {"weight": weight, "scales": scales, "biases": biases}

@@ -58,9 +58,18 @@ def ensure_gguf(file: Path) -> Path:
 
     Raises: ModelError when it is no llama or holds what cannot be carried over, MlxLoraError.
     """
-    key = fingerprint_file(file)
-    folder = converted_folder(file.stem, key)
+    from mlx_lora.model.gguf import GgufFile
+
+    folder, key = gguf_place(file)
+    if not is_whole(folder, key):
+        GgufFile(file).check()  # first, so that a file which is refused leaves nothing in the cache
     return ensure_converted(folder, key, lambda temporary: write_model(file, temporary, key, {"file": file.name}))
+
+
+def gguf_place(file: Path) -> tuple[Path, str]:
+    """The folder in the cache for a person's GGUF file, and the file's fingerprint. Raises: MlxLoraError."""
+    key = fingerprint_file(file)
+    return converted_folder(file.stem, key), key
 
 
 def write_model(source: Path, folder: Path, key: str, origin: dict[str, Any]) -> None:

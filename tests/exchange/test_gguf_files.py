@@ -126,6 +126,13 @@ def test_the_tokenizer_goes_along(tmp_path: Path) -> None:
     assert facts["tokenizer.chat_template"] == CHATML
 
 
+def test_an_adapters_own_chat_template_and_end_token_go_along(tmp_path: Path) -> None:
+    own = CHATML.replace("<|im_end|>", "</s>")
+    make_adapter(tmp_path, facts={"chat_template": own})
+    _, facts = _read(_export(tmp_path, "gguf", "model.gguf"))
+    assert (facts["tokenizer.chat_template"], facts["tokenizer.ggml.eos_token_id"]) == (own, 2)
+
+
 def test_q8_0_keeps_the_update_and_says_how_much(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_adapter(tmp_path, "llama", bits=4)
     tensors, facts = _read(_export(tmp_path, "gguf", "model.gguf", kind="Q8_0", json_output=True))

@@ -16,6 +16,7 @@ from mlx_lora.model import gguf_cache
 from mlx_lora.model.gguf import GgufFile, llama3_factors, unpack_q4_0
 from mlx_lora.model.gguf_cache import ensure_gguf, fingerprint_file
 from mlx_lora.model.load import load_base
+from mlx_lora.model.sources import needs_conversion
 from tests.model.gguf_files import kind_of, random_tensors, write_gguf
 
 RULE = {
@@ -77,7 +78,9 @@ def test_it_is_converted_once_and_again_when_the_file_is_another(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
+    assert needs_conversion(str(path))
     first = ensure_gguf(path)
+    assert not needs_conversion(str(path))
     marker = json.loads((first / "converted.json").read_text())
     assert marker["file"] == "tiny.gguf"
     with monkeypatch.context() as patch:
@@ -130,4 +133,21 @@ def test_other_types_are_refused_by_name_and_nothing_is_left(tmp_path: Path, cac
     with pytest.raises(ModelError, match=r"tensor blk\.0\.attn_q\.weight is of type Q5_0, expected Q4_0") as raised:
         load_base(str(path))
     assert "mlx-community" in str(raised.value.hint)
-    assert [entry.name for entry in cache.iterdir() if not entry.name.startswith(".")] == []
+    assert not cache.exists()
+
+
+@pytest.mark.slow
+def test_the_built_in_models_file_is_the_same_base_under_its_own_name(tmp_path: Path) -> None:
+    """So an adapter that was trained on one goes onto the other."""
+    from importlib.metadata import distribution
+
+    from mlx_lora.model.builtin import BUILTIN_MODELS
+    from mlx_lora.model.identity import identify
+    from mlx_lora.model.sources import find_source
+
+    entry = BUILTIN_MODELS["smollm2-135m-instruct"]
+    file = Path(str(distribution(entry.package).locate_file(entry.file)))
+    own, built_in = (identify(find_source(name), None) for name in (str(file), "smollm2-135m-instruct"))
+    assert own.name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+    for part in ("config_sha256", "weights_sha256", "tokenizer_sha256"):
+        assert getattr(own, part) == getattr(built_in, part)
