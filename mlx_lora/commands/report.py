@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError, MlxLoraError
-from mlx_lora.files import named_errors, typed_path, write_whole
+from mlx_lora.files import named_errors, refuse_unwritable, typed_path, write_whole
 
 COMPARISON = Path("comparison.html")
 
@@ -21,13 +21,19 @@ def run_report(names: Sequence[str], *, output: Path | None = None, show: bool =
     from mlx_lora.report.pages import run_page
     from mlx_lora.report.runs import read_run
 
-    folders = [_find_run(name) for name in dict.fromkeys(names)]
-    if len({folder.resolve() for folder in folders}) < len(folders):
-        raise MlxLoraError("the same run is named twice", "a comparison needs different runs")
-    runs = [read_run(folder) for folder in folders]
-    path = output or (folders[0] / "report.html" if len(runs) == 1 else COMPARISON)
-    _refuse_foreign(typed_path(path))
-    write_whole(path, run_page(runs[0]) if len(runs) == 1 else comparison_page(runs))
+    folders: dict[Path, Path] = {}
+    for name in dict.fromkeys(names):
+        folder = _find_run(name)
+        if folder.resolve() in folders:
+            fact = f"{name}: the same run is named twice, also as {folders[folder.resolve()]}"
+            raise MlxLoraError(fact, "a comparison needs different runs")
+        folders[folder.resolve()] = folder
+    runs = [read_run(folder) for folder in folders.values()]
+    path = typed_path(output or (next(iter(folders.values())) / "report.html" if len(runs) == 1 else COMPARISON))
+    _refuse_foreign(path)
+    refuse_unwritable(path)
+    page = run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
+    write_whole(path, page.encode("utf-8", "replace"))  # JSON can spell half of a surrogate pair
     print(path)
     if show and not webbrowser.open(path.resolve().as_uri()):
         talk.print("note: no browser could be started here: open the file yourself", markup=False)

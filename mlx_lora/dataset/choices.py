@@ -4,6 +4,8 @@ import re
 import string
 from collections.abc import Sequence
 
+CHOICES_HINT = 'such as "choices": ["Ann", "Bob"], "answer": "Ann"; the answer may be its letter, or its number from 0'
+
 
 class ChoiceError(ValueError):
     """What is wrong with the choices of one row, in words that follow `file:line: `."""

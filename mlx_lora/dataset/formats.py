@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from mlx_lora.dataset.choices import ChoiceError, right_choice
+from mlx_lora.dataset.choices import CHOICES_HINT, ChoiceError, right_choice
 from mlx_lora.dataset.record import Message, Record
 
 FORMATS_HINT = (
@@ -110,7 +110,7 @@ def _read_choices(row: Row) -> tuple[tuple[str, ...], tuple[str]]:
     try:
         choices, right = right_choice(row["choices"], row["answer"])
     except ChoiceError as error:
-        raise RowError(str(error)) from None
+        raise RowError(str(error), CHOICES_HINT) from None
     return choices, (choices[right],)
 
 

@@ -35,7 +35,7 @@ class CustomMetric:
         who = f"metric {self.name} ({self.target})"
         try:
             found = self.function(answer, tuple(accepted))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             fact = f"{who} failed on the answer {_short(answer)!r} to {place}: {words}"
             raise DataError(fact, "mend the plug-in, or leave the metric out") from error
@@ -83,7 +83,7 @@ def _function(name: str, target: str) -> Callable[[str, Sequence[str]], Any]:
         found = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # a module may raise anything while it is imported
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
         words = f"{type(error).__name__}: {error}"
         raise ConfigError(
             f"--metric {name}: {target} cannot be loaded: {words}", "mend or install the plug-in"

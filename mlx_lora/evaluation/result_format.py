@@ -163,14 +163,27 @@ def read_result(path: Path) -> EvaluationResult:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}", "check the path and its permissions") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON", remedy) from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(f"{path}: format_version is {version}, this version of mlx-lora reads {FORMAT_VERSION}", remedy)
     try:
-        return EvaluationResult.model_validate(content)
+        result = EvaluationResult.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise DataError(f"{path}: {place}: {first['msg']}", remedy) from error
+    for name in dict.fromkeys((result.metric, *result.metrics)):
+        if not _has_metric(result, name):
+            raise DataError(f"{path}: metric {name} has no figure, or a question no score by it", remedy)
+    return result
+
+
+def _has_metric(result: EvaluationResult, name: str) -> bool:
+    """Whether subject and base, and all that they said, have been scored by a metric."""
+    said = [one for question in result.questions for one in (question, question.base) if one is not None]
+    figures = [one for one in (result, result.base) if one is not None]
+    return all(name in one.scores for one in said) and all(
+        name in one.custom or isinstance(getattr(one, name, None), float) for one in figures
+    )

@@ -79,7 +79,7 @@ def number(event: Event, name: str) -> float:
 def _event(line: str) -> Event | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None
 

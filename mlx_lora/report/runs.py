@@ -166,7 +166,7 @@ def _read_adapter_config(path: Path, faults: list[str]) -> Mapping[str, Any]:
         text = path.read_text(encoding="utf-8", errors="replace")
     try:
         found = json.loads(text).get("mlx_lora")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         faults.append(f"{ADAPTER_CONFIG} is not whole and was left out")
         return {}
     return found if isinstance(found, Mapping) else {}

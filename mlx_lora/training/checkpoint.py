@@ -101,8 +101,10 @@ def find_checkpoint(folder: Path) -> Checkpoint:
     for path in reversed(list_checkpoints(folder)):
         try:
             return Checkpoint(path, _check(path), tuple(damaged))
-        except (MlxLoraError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (MlxLoraError, OSError, ValueError) as error:
             damaged.append((path, str(error)))
+        except (KeyError, TypeError, AttributeError, RecursionError):
+            damaged.append((path, "state.json: not what a checkpoint has there"))
     raise TrainingError(
         "\n".join([*(f"{path}: {why}" for path, why in damaged), f"{folder}: no whole checkpoint to resume from"]),
         "begin again: train without --resume, with --overwrite where the folder holds a run",

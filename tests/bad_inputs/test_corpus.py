@@ -54,6 +54,8 @@ def test_bad_input_ends_with_place_fact_and_remedy_and_nothing_written(
     monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_SECONDS", 0.1)
     monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_TEXT", 1_000_000)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable was read at the first import
+    monkeypatch.setattr(sys, "path", [*sys.path])  # eval adds the folder it is in
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of metrics that lie beside the data
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     monkeypatch.setattr(sys, "argv", ["mlx-lora", *shlex.split(case.command)])
     before = snapshot(tmp_path)

@@ -1,6 +1,7 @@
 """More bad input than anybody writes down: whatever comes, the program succeeds or says what is wrong."""
 
 import json
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mlx_lora.__main__ import main
+from mlx_lora.commands.report import run_report
 from mlx_lora.config import DataSettings
 from mlx_lora.dataset.examples import build_examples
 from mlx_lora.dataset.records import read_records
@@ -24,6 +26,7 @@ from mlx_lora.model.weights import read_header
 from mlx_lora.runfile.fields import all_settings
 from tests.bad_inputs.cases import ROWS, RUN, Prepared
 from tests.bad_inputs.test_corpus import snapshot
+from tests.report.run_folders import result, whole_run, write_run
 
 # What breaks programs: edges of number types, names that lead elsewhere, texts that are no text.
 NUMBERS = [0, 1, -1, 3, 2**31, 2**32, 2**53, 2**63, 10**30, 0.5, 1e-320, 1e308, float("nan"), float("inf")]
@@ -170,3 +173,34 @@ def test_a_torn_file_of_tensors_is_read_whole_or_refused(
     with suppress(MlxLoraError):
         tensors = read_header(tmp_path / "adapters.safetensors").values()
         assert max(tensor.start + tensor.size for tensor in tensors) == len(content)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, whole: Any) -> Any:
+    """`whole` with another value somewhere in it."""
+    keys = list(whole) if isinstance(whole, dict) else list(range(len(whole))) if isinstance(whole, list) else []
+    if not keys or not draw(st.integers(0, 4)):
+        return draw(JSON)
+    key = draw(st.sampled_from(keys))
+    part = draw(spoiled(whole[key]))
+    return {**whole, key: part} if isinstance(whole, dict) else [*whole[:key], part, *whole[key + 1 :]]
+
+
+RESULT = json.loads(result().model_dump_json())
+START, *EVENTS = whole_run()
+
+
+@settings(max_examples=25, suppress_health_check=ONE_FOLDER)
+@given(events=spoiled(EVENTS), asked=spoiled(RESULT), facts=JSON)
+def test_a_report_of_files_of_any_kind_is_written_or_refused(
+    events: Any, asked: Any, facts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path / "run", [START, *events] if isinstance(events, list) else [events])
+    (folder / "adapter_config.json").write_text(json.dumps({"mlx_lora": facts}), encoding="utf-8")
+    (folder / "eval").mkdir(exist_ok=True)
+    (folder / "eval" / "one.json").write_text(json.dumps(asked), encoding="utf-8")
+    with suppress(MlxLoraError):
+        assert run_report([str(folder)]) == 0
+        assert (folder / "report.html").read_text(encoding="utf-8").rstrip().endswith("</html>")
+    shutil.rmtree(folder)
+    capsys.readouterr()

@@ -93,3 +93,19 @@ def test_a_file_that_is_no_result_is_refused_with_the_reason(content: Any, words
     assert words in error.value.message
     with pytest.raises(DataError, match=r"nowhere\.json: No such file"):
         read_result(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("gap", ["metric", "metrics", "score of the base", "figure of the base"])
+def test_a_result_without_figures_of_its_metric_is_refused(tmp_path: Path, gap: str) -> None:
+    # Found by tests/bad_inputs: `mlx-lora report` ended in a KeyError.
+    content = build_result(evaluation(), {}).model_dump(mode="json")
+    if gap == "metric":
+        content["metric"] = "count"
+    elif gap == "metrics":
+        content["metrics"].append("accuracy")
+    elif gap == "score of the base":
+        del content["questions"][1]["base"]["scores"]["exact_match"]
+    else:
+        content["base"]["exact_match"] = None
+    with pytest.raises(DataError, match=r"metric (count|accuracy|exact_match) has no figure"):
+        read_result(write(tmp_path, content))
