@@ -40,7 +40,10 @@ def export(
     ],
     model: ModelName = None,
     revision: Revision = None,
-    weight_type: Annotated[WeightType, typer.Option("--type", help="Of a whole model's matrices.")] = WeightType.F16,
+    weight_type: Annotated[
+        WeightType | None,
+        typer.Option("--type", help="Of a whole model: f16 (otherwise) or q8_0.", show_default=False),
+    ] = None,
     base_name: Annotated[
         str | None,
         typer.Option(help="What PEFT's config calls the base, such as a Hugging Face id.", show_default=False),
@@ -54,6 +57,12 @@ def export(
     """Write an adapter in the files of another program."""
     from mlx_lora.commands.export import run_export
 
+    if base_name is not None and to is not Format.PEFT:
+        raise typer.BadParameter("--base-name goes with --to peft: no other format names the base")
+    if ollama_base is not None and to is not Format.OLLAMA:
+        raise typer.BadParameter("--from goes with --to ollama")
+    if weight_type is not None and (to in (Format.PEFT, Format.GGUF_LORA) or ollama_base is not None):
+        raise typer.BadParameter("--type goes with a whole model: an adapter by itself is not rounded")
     raise typer.Exit(
         run_export(
             adapter,

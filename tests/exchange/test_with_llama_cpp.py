@@ -19,8 +19,10 @@ from mlx_lora.exchange.gguf_vocabulary import read_vocabulary
 from mlx_lora.lora.adapter import apply_adapter, read_adapter
 from mlx_lora.lora.inject import set_adapter_enabled
 from mlx_lora.model.builtin import BUILTIN_MODELS
+from mlx_lora.model.gguf_tokenizer import tokenizer_files
 from mlx_lora.model.load import load_base
 from tests.exchange.adapters import TOKENS, make_adapter
+from tests.model.test_sentence_pieces import metadata
 from tests.tiny import FAMILIES, save_tiny_folder
 
 pytestmark = pytest.mark.peers
@@ -113,6 +115,18 @@ def test_a_merged_model_and_an_adapter_answer_in_llama_cpp_as_in_ours(tmp_path: 
     }
     print(family, found)
     assert min(found.values()) > 0.9999
+
+
+def test_a_sentencepiece_tokenizer_cuts_texts_in_llama_cpp_as_in_ours(tmp_path: Path) -> None:
+    base = save_tiny_folder(tmp_path / "base")
+    for name, content in tokenizer_files(metadata()).items():
+        (base / name).write_text(json.dumps(content))
+    make_adapter(tmp_path)
+    run_export(tmp_path / "run", tmp_path / "model.gguf", to="gguf")
+    llama, ours = _llama(tmp_path / "model.gguf"), load_base(str(base)).tokenizer
+    for text in ("the inn", " it  is\nthen", "hé 数学 🙂", "", "the</s>the"):
+        assert llama.tokenize(text.encode(), add_bos=False, special=True) == ours.encode(text), text
+    assert llama.tokenize(b"the") == [1, *ours.encode("the")]
 
 
 TEXTS = (
