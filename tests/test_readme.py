@@ -14,7 +14,7 @@ from mlx_lora.cli import app
 from mlx_lora.runfile import load_config
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/EVALUATION.md", "docs/TROUBLESHOOTING.md")
+PAGES = ("README.md", "docs/EVALUATION.md", "docs/SERVE.md", "docs/TROUBLESHOOTING.md")
 FILE = re.compile(r"(?:configs|data|docs|adapters|benchmarks|tests)/[\w./-]*\w")
 MADE_LATER = (
     "adapters/demo",
@@ -74,7 +74,7 @@ def test_a_line_with_an_option_that_does_not_exist_is_found() -> None:
 
 
 def test_the_readme_shows_every_command() -> None:
-    leaves = {"init", "check", "train", "eval", "report", "fuse", "chat", "config show", "config schema"}
+    leaves = {"init", "check", "train", "eval", "report", "fuse", "chat", "serve", "config show", "config schema"}
     assert {parse(line) for line in command_lines(read("README.md"))} >= leaves
 
 
