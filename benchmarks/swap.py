@@ -4,10 +4,11 @@
     python benchmarks/swap.py --adapters 10 --turns 20
 
 One adapter of the built-in model is copied N times with other values, so that each answers differently. Timed are:
-`swap` (AdapterBank.activate, to another adapter each time), `off` (to the base), `mix` (two adapters by weight),
-`add` (AdapterBank.add: read, check, keep), `apply` (our own read and injection without a bank), and mlx-lm's way: a new
-base with the adapter (`mlx_lm.load`). Adapters are bank and base at once: after every swap the first logits are
-compared with those of a fresh injection. Nothing else should be running.
+`swap` (AdapterBank.activate, to another adapter each time), `use` (LoraModel.use, which also sets how prompts are
+written), `off` (to the base), `mix` (two adapters by weight, for the first time), `again` (the same mixes once more),
+`add` (read, check and keep), `apply` (read and put on without a bank), and mlx-lm's way: base and adapter loaded anew
+(`mlx_lm.load`). Answers of some adapters are compared with those of fresh loads, to the bit. Nothing else should be
+running.
 """
 
 import argparse
@@ -27,9 +28,10 @@ import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
 import mlx.core as mx  # isort: skip
 import mlx_lm
 
+from mlx_lora import LoraModel
+from mlx_lora.chat.voice import Voice
 from mlx_lora.lora.adapter import apply_adapter, read_adapter
 from mlx_lora.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE
-from mlx_lora.lora.bank import AdapterBank
 from mlx_lora.lora.inject import remove_lora
 from mlx_lora.lora.tensor_file import encode_tensors
 from mlx_lora.model.load import load_base
@@ -68,11 +70,13 @@ def measure(adapter: Path, count: int, turns: int, folder: Path) -> dict[str, An
     seconds["apply"] = [
         timed(lambda path=path: fresh_logits(base.model, path, identity, run=False)) for path in paths[:5]
     ]
-    bank = AdapterBank(base.model, identity)
+    voice = Voice(base)
+    bank, model = voice.bank, LoraModel(voice)
     before = mx.get_active_memory()
     seconds["add"] = [timed(lambda path=path: bank.add(path.name, path)) for path in paths]
     resident_bytes = mx.get_active_memory() - before
     seconds["swap"] = [timed(lambda turn=turn: bank.activate(paths[turn % count].name)) for turn in range(turns)]
+    seconds["use"] = [timed(lambda turn=turn: model.use(paths[turn % count].name)) for turn in range(turns)]
     equal = []
     for path, expected in zip(paths, fresh, strict=False):
         bank.activate(path.name)
@@ -81,8 +85,12 @@ def measure(adapter: Path, count: int, turns: int, folder: Path) -> dict[str, An
     for turn in range(turns):
         bank.activate(paths[turn % count].name)
         seconds["off"].append(timed(lambda: bank.activate(None)))
-    pairs = [(paths[turn % count].name, paths[(turn + 1) % count].name) for turn in range(min(turns, 20))]
-    seconds["mix"] = [timed(lambda pair=pair: bank.activate(f"{pair[0]}:0.7+{pair[1]}:0.3")) for pair in pairs]
+    seconds["mix"], seconds["again"] = [], []
+    for turn in range(min(turns, 20)):
+        text = f"{paths[turn % count].name}:0.7+{paths[(turn + 1) % count].name}:0.3"
+        for name in ("mix", "again"):
+            seconds[name].append(timed(lambda text=text: bank.activate(text)))
+            bank.activate(None)
     bank.activate(None)
     seconds["mlx-lm"] = [
         timed(lambda path=path: mlx_lm.load(str(base.path), adapter_path=str(path))) for path in paths[:3]
