@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.preflight import fit_run, resolve_auto, run_rows
 from mlx_lora.commands.runfacts import run_facts
 from mlx_lora.commands.trainloop import train_and_validate
 from mlx_lora.commands.trainresume import require_same_run, resume_session, saved_line
@@ -112,7 +113,7 @@ def _run(
         if group.leads and not resume:
             _clear(folder)
         if group.leads:
-            write_whole(folder / "run.yaml", dump_config(config))
+            write_whole(folder / "run.yaml", dump_config(session.config))
         started = time.perf_counter()
         resume_step = session.progress.step if resume else None
         with Metrics(folder / "metrics.jsonl", resume_step) if group.leads else nullcontext() as metrics:
@@ -148,12 +149,15 @@ def _build(
     splits = load_splits(config.data, config.train.seed)
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data)
+    rows = run_rows(config, tokenizer, splits, built)
+    config = resolve_auto(config, rows, earlier=Path(config.output_dir) / "run.yaml" if checkpoint else None)
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
     inspection.raise_faults()
     for warning in inspection.warnings:
         talk.print(f"warning: {warning}", markup=False, soft_wrap=True)
     train_set, valid_set = built["train"].examples, built["valid"].examples
     questions = read_retention(config, tokenizer)
+    fit_run(config, rows)
     base = load_base(config.model, revision=config.revision, compute=config.compute)
     replay = build_replay(config, base, tokenizer, splits, train_set, group.size)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
