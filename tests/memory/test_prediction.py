@@ -165,7 +165,7 @@ def test_measuring_stops_before_it_takes_more_than_there_is(folder: Path, monkey
     )
     room = 20 * 2**20
     phase = Slices(config, rows, folder, room).step([longer(row, 256) for row in rows.train[:16]])
-    assert measured[:2] == [1, 1]
+    assert measured[0] == 1
     assert max(measured) < 16
     assert phase.how.startswith("estimated")
     assert phase.working > room
