@@ -57,7 +57,7 @@ def run_rows(config: RunConfig) -> RunRows:
 
 def measured_step_peak(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> int:
     """What a real run says of its steps; what other tests left in memory does not count."""
-    monkeypatch.setattr("mlx_lora.commands.train.fit_run", lambda config, rows: None)
+    monkeypatch.setattr("mlx_lora.commands.train.fit_run", lambda config, rows: "")
     path = Path(config.output_dir).parent / "run.yaml"
     path.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
     mx.clear_cache()
