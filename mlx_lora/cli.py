@@ -7,6 +7,9 @@ import typer
 from typer.core import TyperGroup
 
 from mlx_lora import __version__
+from mlx_lora.cli_adapters import adapters_app
+from mlx_lora.cli_options import JsonOutput, ModelName, Overrides, Revision, RunFile
+from mlx_lora.cli_serve import serve
 
 
 class Commands(TyperGroup):
@@ -30,18 +33,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Look at run files and their schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
-
-RunFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run file (YAML).", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as lora.rank=8.")
-]
-JsonOutput = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="The base, where it is not the one the adapter names.", show_default=False)
-]
-Revision = Annotated[
-    str | None, typer.Option("--revision", help="Branch, tag or commit of the base.", show_default=False)
-]
+app.add_typer(adapters_app, name="adapters")
 
 
 def _version(wanted: bool) -> None:
@@ -202,28 +194,49 @@ def report(
 
 @app.command()
 def fuse(
-    adapter: Annotated[Path, typer.Argument(help="The adapter folder.", show_default=False)],
+    adapters: Annotated[
+        list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter folders; several are added.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.", show_default=False)],
+    weights: Annotated[
+        str | None, typer.Option(help="One for each, such as 0.7,0.3; equal shares of 1 otherwise.", show_default=False)
+    ] = None,
     model: ModelName = None,
     revision: Revision = None,
     bits: Annotated[int | None, typer.Option(help="Quantize touched layers to these bits.", show_default=False)] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Write 16-bit weights, not quantized ones.")] = False,
+    max_growth: Annotated[
+        float, typer.Option(min=1, help="At most so many times the base's size, where bits are chosen by layer.")
+    ] = 5.0,
     json_output: JsonOutput = False,
 ) -> None:
-    """Merge an adapter into a plain model folder, and compare the two on real prompts."""
+    """Merge adapters into a plain model folder, and compare the two on real prompts."""
     from mlx_lora.commands.fuse import run_fuse
 
     raise typer.Exit(
         run_fuse(
-            adapter, output, model=model, revision=revision, bits=bits, dequantize=dequantize, json_output=json_output
+            adapters,
+            output,
+            weights=weights,
+            model=model,
+            revision=revision,
+            bits=bits,
+            dequantize=dequantize,
+            max_growth=max_growth,
+            json_output=json_output,
         )
     )
 
 
 @app.command()
 def chat(
-    adapter: Annotated[
-        Path | None, typer.Argument(help="An adapter folder, or a name under adapters/.", show_default=False)
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ADAPTER]...",
+            help="Adapter folders, or names under adapters/; the first answers.",
+            show_default=False,
+        ),
     ] = None,
     model: ModelName = None,
     revision: Revision = None,
@@ -242,12 +255,12 @@ def chat(
         int | None, typer.Option(min=0, help="Makes sampled answers repeatable.", show_default=False)
     ] = None,
 ) -> None:
-    """Talk to the base or to an adapter."""
+    """Talk to the base or to adapters on it."""
     from mlx_lora.commands.chat import run_chat
 
     raise typer.Exit(
         run_chat(
-            adapter,
+            adapters or [],
             model=model,
             revision=revision,
             prompt=prompt,
@@ -258,6 +271,9 @@ def chat(
             seed=seed,
         )
     )
+
+
+app.command()(serve)
 
 
 @config_app.command("schema")

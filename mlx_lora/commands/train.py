@@ -43,18 +43,34 @@ def run_train(
     force: bool = False,
     json_output: bool = False,
 ) -> int:
-    """Train as the run file says; return the exit code (0, or 130 when a signal ended the run).
-
-    `force`: resume in spite of differences that are safe. Started by `mlx.launch`, this process is one of several
-    ranks, and only the first of them prints and writes.
-    """
+    """Train as the run file says; return the exit code (0, or 130 when a signal ended the run)."""
     config = load_config(path, overrides)
+    try:
+        summary = train_run(config, f"mlx-lora train {path} --resume", resume=resume, overwrite=overwrite, force=force)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if summary is None:
+        return 0  # mlx.launch ends the other ranks when one ends with anything else
+    if json_output:
+        sys.stdout.write(json.dumps(summary) + "\n")
+    return INTERRUPTED if summary["ended_by"] == "signal" else 0
+
+
+def train_run(
+    config: RunConfig, again: str, *, resume: bool = False, overwrite: bool = False, force: bool = False
+) -> dict[str, Any] | None:
+    """Train, say what happens, and return the summary (see build_summary); None on a rank that does not lead.
+
+    again: how a person goes on with the run. `force`: resume in spite of differences that are safe. Started by
+    `mlx.launch`, this process is one of several ranks, and only the first of them prints and writes.
+    Raises: MlxLoraError; KeyboardInterrupt, which has been said aloud then, for an end at once.
+    """
     from mlx_lora.training.distributed import join_group
 
     group = join_group()
-    talk.quiet = not group.leads
+    talk.quiet = talk.quiet or not group.leads
     folder = typed_path(config.output_dir)
-    again = f"{'mlx.launch … -- ' if group.size > 1 else ''}mlx-lora train {path} --resume"
+    again = f"mlx.launch … -- {again}" if group.size > 1 else again
     stop = Stop()
     try:
         with stop_signals(stop, group):
@@ -71,13 +87,11 @@ def run_train(
     except KeyboardInterrupt:
         what = f"at once; {saved_line(folder, again)}" if stop.training else "before the first step"
         talk.print(f"stopped {what}", markup=False, soft_wrap=True)
-        return INTERRUPTED
+        raise
     if not group.leads:
-        return 0  # mlx.launch ends the other ranks when one ends with anything else
+        return None
     print_summary(summary, folder, again)
-    if json_output:
-        sys.stdout.write(json.dumps(summary) + "\n")
-    return INTERRUPTED if summary["ended_by"] == "signal" else 0
+    return summary
 
 
 def _run(

@@ -104,12 +104,6 @@ def save_adapter(
         for path, adapter in adapters.items()
         for name, value in adapter.adapter_parameters.items()
     }
-    for name, value in tensors.items():
-        if not mx.isfinite(value).all().item():
-            raise AdapterError(
-                f"{folder}: {name} is not finite in {str(dtype).rpartition('.')[2]}; nothing was written",
-                "lower optimizer.learning_rate or optimizer.weight_decay, or set lora.save_dtype: float32",
-            )
     config = {
         "fine_tune_type": settings.method,
         "num_layers": counted if num_layers is None else num_layers,
@@ -121,6 +115,20 @@ def save_adapter(
         },
         "mlx_lora": {"format_version": FORMAT_VERSION, "lora": settings.model_dump(mode="json"), **(metadata or {})},
     }
+    write_adapter(folder, tensors, config)
+
+
+def write_adapter(folder: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any]) -> None:
+    """Write both files of an adapter folder (made if missing), each whole or not at all.
+
+    Raises: MlxLoraError when they cannot be written, AdapterError when a value is not finite.
+    """
+    for name, value in tensors.items():
+        if not mx.isfinite(value).all().item():
+            raise AdapterError(
+                f"{folder}: {name} is not finite in {str(value.dtype).rpartition('.')[2]}; nothing was written",
+                "lower optimizer.learning_rate or optimizer.weight_decay, or set lora.save_dtype: float32",
+            )
     write_whole(folder / WEIGHTS_FILE, encode_tensors(tensors, {"format": "mlx"}))
     write_json(folder / CONFIG_FILE, config)
 

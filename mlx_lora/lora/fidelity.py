@@ -34,6 +34,7 @@ class Distance:
 
     agreement: share of positions with the same likeliest token; decided_agreement: of those where the adapter was
     decided. kl: mean KL(adapter‖other), in nats a position. largest_logit_difference: over all positions and tokens.
+    same_answers: rows, of `answers`, with the same likeliest token at every position.
     """
 
     positions: int
@@ -41,6 +42,8 @@ class Distance:
     decided_agreement: float
     kl: float
     largest_logit_difference: float
+    answers: int = 0
+    same_answers: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The fields by name, null for what is not finite: JSON has no infinity."""
@@ -57,7 +60,7 @@ def answer_logits(model: nn.Module, rows: Sequence[Row]) -> Iterator[mx.array]:
 
 def measure_distance(adapter: Iterable[mx.array], other: Iterable[mx.array]) -> Distance:
     """The distance of `other`'s logits from the adapter's, both as answer_logits gives them."""
-    positions = same = decided = decided_same = 0
+    positions = same = decided = decided_same = answers = same_answers = 0
     kl = largest = 0.0
     for expected, found in zip(adapter, other, strict=True):
         wanted, given = (logits - mx.logsumexp(logits, axis=-1, keepdims=True) for logits in (expected, found))
@@ -66,12 +69,15 @@ def measure_distance(adapter: Iterable[mx.array], other: Iterable[mx.array]) -> 
         sure = mx.abs(two_best[:, 1] - two_best[:, 0]) >= DECIDED_GAP
         positions += expected.shape[0]
         same += int(mx.sum(equal))
+        answers += 1
+        same_answers += bool(mx.all(equal).item())
         decided += int(mx.sum(sure))
         decided_same += int(mx.sum(sure & equal))
         kl += float(mx.sum(mx.exp(wanted) * (wanted - given)))
         largest = max(largest, float(mx.abs(expected - found).max()))
     kl = max(kl, 0.0) if math.isfinite(kl) else math.inf  # a sum of roundings may fall below zero
-    return Distance(positions, same / positions, decided_same / decided if decided else 1.0, kl / positions, largest)
+    sure_share = decided_same / decided if decided else 1.0
+    return Distance(positions, same / positions, sure_share, kl / positions, largest, answers, same_answers)
 
 
 def explain_loss(fused: Distance, base: Distance, update_kept: float) -> str | None:

@@ -30,6 +30,13 @@ class Storage:
             return False
         return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
 
+    def bytes_of(self, weights: int) -> int:
+        """The size of that many weights, scales and biases included."""
+        if self.bits is None:
+            return weights * self.dtype.size
+        extra = 2 * self.dtype.size if self.mode == "affine" else 1  # scale and bias, or a scale of 8 bits
+        return weights * self.bits // 8 + weights // self.group_size * extra
+
     def __str__(self) -> str:
         return str(self.dtype).removeprefix("mlx.core.") if self.bits is None else f"{self.bits}-bit"
 
@@ -41,6 +48,14 @@ class Attempt:
     name: str
     storages: dict[str, Storage]
     dequantize_others: bool = False
+
+    @classmethod
+    def named(cls, storages: dict[str, Storage], dequantize_others: bool = False) -> "Attempt":
+        """An attempt called by its forms, such as "4-bit", "4- to 6-bit", or "8-bit and bfloat16"."""
+        bits = sorted({form.bits for form in storages.values() if form.bits is not None})
+        packed = [f"{bits[0]}- to {bits[-1]}-bit" if len(bits) > 1 else f"{bits[0]}-bit"] if bits else []
+        plain = sorted({str(form) for form in storages.values() if form.bits is None})
+        return cls(" and ".join([*packed, *plain]), storages, dequantize_others)
 
 
 def stored_form(linear: Any) -> Storage:
@@ -64,17 +79,15 @@ def plan_attempts(linears: dict[str, Any], *, bits: int | None = None, dequantiz
     if bits is not None and dequantize:
         raise AdapterError("--bits and --dequantize exclude each other", "give one of them")
     if dequantize:
-        return _distinct([Attempt(_name(forms), forms, True) for forms in (plain, exact)])
+        return _distinct([Attempt.named(forms, True) for forms in (plain, exact)])
     if bits is not None:
         if bits not in MLX_BITS:
             raise AdapterError(f"--bits {bits}: MLX packs {', '.join(map(str, MLX_BITS))} bits", "give one of these")
-        forms = {path: _packed(path, linears[path], form, bits) for path, form in stored.items()}
-        return [Attempt(_name(forms), forms)]
-    raised = {
-        path: form if form.bits is None or form.bits >= RAISED_BITS else _packed(path, linears[path], form, RAISED_BITS)
-        for path, form in stored.items()
-    }
-    return _distinct([Attempt(_name(forms), forms) for forms in (stored, raised, plain, exact)])
+        forms = {path: packed_form(path, linears[path], form, bits) for path, form in stored.items()}
+        return [Attempt.named(forms)]
+    low = {path for path, form in stored.items() if form.bits is not None and form.bits < RAISED_BITS}
+    raised = {**stored, **{path: packed_form(path, linears[path], stored[path], RAISED_BITS) for path in low}}
+    return _distinct([Attempt.named(forms) for forms in (stored, raised, plain, exact)])
 
 
 def store(weight: mx.array, storage: Storage) -> dict[str, mx.array]:
@@ -105,7 +118,8 @@ def restore(tensors: dict[str, mx.array], storage: Storage) -> mx.array:
     )
 
 
-def _packed(path: str, linear: Any, form: Storage, bits: int) -> Storage:
+def packed_form(path: str, linear: Any, form: Storage, bits: int) -> Storage:
+    """The layer's form with so many bits, in groups as the base has them where it can. Raises: AdapterError."""
     if bits == form.bits:
         return form
     width = linear.scales.shape[-1] * linear.group_size if is_quantized(linear) else linear.weight.shape[-1]
@@ -117,11 +131,6 @@ def _packed(path: str, linear: Any, form: Storage, bits: int) -> Storage:
         f"{path}: a width of {width} is not divisible into groups of {_GROUPS[-1]}",
         "use --dequantize, or leave --bits out",
     )
-
-
-def _name(forms: dict[str, Storage]) -> str:
-    """Such as "4-bit", or "4-bit and 8-bit"."""
-    return " and ".join(dict.fromkeys(str(form) for form in forms.values()))
 
 
 def _distinct(attempts: Iterable[Attempt]) -> list[Attempt]:

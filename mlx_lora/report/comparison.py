@@ -44,7 +44,7 @@ def comparison_page(runs: Sequence[Run], made: datetime | None = None) -> str:
         subtitle=f"{', '.join(run.name for run in runs)}, on {' and '.join(models)}",
         overview=_overview(runs),
         notes=_notes(runs),
-        settings=_different_settings(runs),
+        settings=different_settings(runs),
         shared=shared,
     )
 
@@ -74,7 +74,7 @@ def _overview(runs: Sequence[Run]) -> Mapping[str, Any]:
     return {"columns": ["run", "did it learn?", "did it forget?", *names], "rows": lines}
 
 
-def _different_settings(runs: Sequence[Run]) -> facts.Table:
+def different_settings(runs: Sequence[Run]) -> facts.Table:
     """The settings, and the data and bases beneath them, that are not the same in all runs."""
     flat = [{**_flat(run.settings), **_flat(_hashes(run))} for run in runs]
     names = [name for name in dict.fromkeys(name for one in flat for name in one) if name not in _NOT_A_CHOICE]

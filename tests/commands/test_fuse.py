@@ -1,31 +1,36 @@
 """`mlx-lora fuse`: what it writes, who can load it, and that a lost fine-tune is never kept."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm
 import pytest
 
-from mlx_lora.commands import fuse
+from mlx_lora.commands import fuse, fuseprompts, fusetrial
 from mlx_lora.commands.fuse import run_fuse
 from mlx_lora.config import LoraSettings
 from mlx_lora.errors import AdapterError, MlxLoraError
 from mlx_lora.lora.adapter import save_adapter
-from mlx_lora.lora.inject import inject_lora, iter_lora_modules
+from mlx_lora.lora.inject import inject_lora, iter_lora_modules, iter_modules, remove_lora, replace_module
+from mlx_lora.lora.layer import dense_weight
+from mlx_lora.lora.merge import merged_weight
 from mlx_lora.model.load import load_base
 from tests.tiny import save_tiny_folder, tiny_model
 
 TOKENS = mx.array([[1, 7, 30, 31, 200, 9, 12, 300]])
-PLAIN_PROMPTS = fuse.PLAIN_PROMPTS
+PLAIN_PROMPTS = fuseprompts.PLAIN_PROMPTS
 SMALL, LARGE = 0.008, 0.8  # standard deviation of B: below a 4-bit step of these weights, and far above
 
 
 @pytest.fixture(autouse=True)
 def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse, "ANSWER_TOKENS", 10)
-    monkeypatch.setattr(fuse, "PLAIN_PROMPTS", PLAIN_PROMPTS[:4])
+    monkeypatch.setattr(fusetrial, "ANSWER_TOKENS", 10)
+    monkeypatch.setattr(fuseprompts, "PLAIN_PROMPTS", PLAIN_PROMPTS[:4])
 
 
 def _adapter(
@@ -46,7 +51,7 @@ def _adapter(
 
 def _fuse(adapter: Path, output: Path, capsys: pytest.CaptureFixture[str], **options: Any) -> dict[str, Any]:
     capsys.readouterr()
-    assert run_fuse(adapter, output, json_output=True, **options) == 0
+    assert run_fuse([adapter], output, json_output=True, **options) == 0
     report: dict[str, Any] = json.loads(capsys.readouterr().out)
     return report
 
@@ -60,7 +65,6 @@ def _stored(folder: Path) -> dict[str, mx.array]:
 
 def _naive_folder(adapter: Path, folder: Path) -> Path:
     """What `mlx_lm.fuse` writes."""
-    import mlx_lm
     from mlx.utils import tree_unflatten
     from mlx_lm.utils import save
 
@@ -73,7 +77,7 @@ def _naive_folder(adapter: Path, folder: Path) -> Path:
 
 def test_a_small_update_is_lost_by_naive_requantization_and_kept_by_ours(tmp_path, capsys, monkeypatch):
     """mlx-lm#1172, mlx-lm#1564: fusing into 4 bits rounds the adapter away, and nobody says so."""
-    monkeypatch.setattr(fuse, "PLAIN_PROMPTS", PLAIN_PROMPTS)
+    monkeypatch.setattr(fuseprompts, "PLAIN_PROMPTS", PLAIN_PROMPTS)
     adapter, expected = _adapter(tmp_path, SMALL)
     base = tiny_model(bits=4)(TOKENS)
     effect = mx.linalg.norm(expected - base).item()
@@ -81,18 +85,15 @@ def test_a_small_update_is_lost_by_naive_requantization_and_kept_by_ours(tmp_pat
     assert mx.linalg.norm(naive - expected).item() > effect, "the naive fusion is farther away than the base"
 
     report = _fuse(adapter, tmp_path / "fused", capsys)
-    assert [attempt["form"] for attempt in report["attempts"]] == ["4-bit", "8-bit"]
-    assert report["chosen"] == "8-bit"
+    assert report["attempts"][0]["form"] == "4-bit"
     assert report["attempts"][0]["update_kept"] < 0.3
     assert report["attempts"][0]["distance"]["kl"] > report["base"]["kl"]
-    assert report["attempts"][1]["distance"]["kl"] < 0.05 * report["base"]["kl"]
+    assert report["attempts"][-1]["distance"]["kl"] < 0.05 * report["base"]["kl"]
     fused = load_base(str(tmp_path / "fused")).model(TOKENS)
     assert mx.linalg.norm(fused - expected).item() < 0.3 * effect
 
 
 def test_the_written_folder_is_loaded_by_mlx_lm_and_answers_as_base_and_adapter(tmp_path, capsys):
-    import mlx_lm
-
     adapter, expected = _adapter(tmp_path, SMALL)
     _fuse(adapter, tmp_path / "fused", capsys, dequantize=True)
     model, tokenizer = mlx_lm.load(str(tmp_path / "fused"))
@@ -121,6 +122,122 @@ def test_every_family_fuses_into_what_base_and_adapter_answer(tmp_path, capsys, 
     tolerance = 1e-4 if report["chosen"] == "float32" else 0.5
     assert mx.abs(fused - expected).max().item() < tolerance
     assert report["attempts"][-1]["refused"] is None
+    theirs, _ = mlx_lm.load(str(tmp_path / "fused"))
+    assert mx.abs(theirs(TOKENS) - fused).max().item() < 0.05
+
+
+def _two_adapters(root: Path) -> tuple[list[Path], mx.array]:
+    """Two adapters of one base in different layers, and the logits of 0.75 of the first and 0.5 of the second."""
+    base = save_tiny_folder(root / "base", bits=4)
+    loaded = load_base(str(base))
+    folders, updates = [], []
+    for seed, layers in ((0, "all"), (1, 2)):
+        chosen = LoraSettings(rank=4, alpha=8.0, layers=layers)
+        inject_lora(loaded.model, chosen, seed=seed)
+        for index, (_, layer) in enumerate(iter_lora_modules(loaded.model)):
+            layer.lora_b = 0.05 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(10 * seed + index))
+        updates.append({path: merged_weight(layer) for path, layer in iter_lora_modules(loaded.model)})
+        facts = {"model": str(base), "identity": asdict(loaded.identity)}
+        save_adapter(root / f"run{seed}", loaded.model, settings=chosen, metadata=facts)
+        folders.append(root / f"run{seed}")
+        remove_lora(loaded.model)
+    for path, module in dict(iter_modules(loaded.model)).items():
+        changes = [
+            (weight, update[path]) for weight, update in zip((0.75, 0.5), updates, strict=True) if path in update
+        ]
+        if changes:
+            own = dense_weight(module)
+            linear = nn.Linear(own.shape[1], own.shape[0], bias=False)
+            linear.weight = own + sum(weight * (merged - own) for weight, merged in changes)
+            replace_module(loaded.model, path, linear)
+    return folders, loaded.model(TOKENS)
+
+
+def test_several_adapters_are_fused_as_their_weighted_sum(tmp_path, capsys):
+    folders, expected = _two_adapters(tmp_path)
+    capsys.readouterr()
+    assert run_fuse(folders, tmp_path / "fused", weights="0.75,0.5", dequantize=True, json_output=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["adapters"] == [str(folder) for folder in folders]
+    assert mx.allclose(load_base(str(tmp_path / "fused")).model(TOKENS), expected, atol=1e-3)
+    card = (tmp_path / "fused/README.md").read_text()
+    assert "0.75 · run0 + 0.5 · run1" in card
+    with pytest.raises(AdapterError, match="1 numbers for 2 adapters"):
+        run_fuse(folders, tmp_path / "again", weights="1")
+
+
+def test_layers_get_bits_of_their_own_and_mlx_lm_reads_them(tmp_path, capsys, monkeypatch):
+    """As if every form of one kind lost the fine-tune: a mixture is taken, and its bits are in the config by layer."""
+    monkeypatch.setattr(
+        "mlx_lora.lora.fidelity.explain_loss",
+        lambda fused, base, kept: "as the test wants" if len(tried) < 1 else None,
+    )
+    tried: list[str] = []
+    say = fuse._say
+    monkeypatch.setattr(fuse, "_say", lambda outcome: (tried.append(outcome.form), say(outcome))[1])
+    adapter, _ = _adapter(tmp_path, SMALL)
+    report = _fuse(adapter, tmp_path / "fused", capsys)
+    assert tried[0] == "4-bit"
+    assert report["chosen"] == tried[1] != "8-bit"
+    entries = json.loads((tmp_path / "fused/config.json").read_text())["quantization"]
+    bits = {path: entry["bits"] for path, entry in entries.items() if isinstance(entry, dict)}
+    assert len(set(bits.values())) > 1
+    counted = {f"{value}-bit": list(bits.values()).count(value) for value in set(bits.values())}
+    assert report["attempts"][-1]["layers"] == counted
+    model, _ = mlx_lm.load(str(tmp_path / "fused"))
+    assert mx.abs(model(TOKENS) - load_base(str(tmp_path / "fused")).model(TOKENS)).max().item() < 0.05
+    modules = dict(iter_modules(model))
+    assert {path: modules[path].bits for path in bits} == bits
+
+
+def test_the_size_is_bounded_and_what_was_left_out_is_named(tmp_path, capsys):
+    adapter, _ = _adapter(tmp_path, SMALL)
+    with pytest.raises(AdapterError, match="fusing lost the fine-tune") as raised:
+        run_fuse([adapter], tmp_path / "fused", max_growth=1.0)
+    assert "8-bit" not in raised.value.message
+    said = " ".join(capsys.readouterr().err.split())
+    growth = [float(found) for found in re.findall(r"left out: ([\d.]+) times", said)]
+    assert growth == sorted(growth)
+    assert max(growth) > 3
+    assert "8-bit: left out" in said
+    assert not (tmp_path / "fused").exists()
+
+
+def test_the_growth_that_is_foretold_is_that_of_the_files(tmp_path, capsys, monkeypatch):
+    adapter, _ = _adapter(tmp_path, SMALL, layers=2)
+    foretold = {}
+
+    def within(attempts, growth, largest):
+        for attempt in attempts:
+            foretold[attempt.name] = growth(attempt)
+            yield attempt
+
+    monkeypatch.setattr(fuse, "_within", within)
+    report = _fuse(adapter, tmp_path / "fused", capsys)
+    smallest = report["attempts"][0]["weight_bytes"]
+    for attempt in report["attempts"]:
+        assert attempt["weight_bytes"] / smallest == pytest.approx(foretold[attempt["form"]], rel=1e-9)
+    assert report["chosen"] != "4-bit"
+
+
+def test_the_card_tells_base_fidelity_and_licence_and_no_path_of_this_machine(tmp_path, capsys):
+    adapter, _ = _adapter(tmp_path, SMALL)
+    (tmp_path / "base/LICENSE").write_text("  Apache License\n  Version 2.0, January 2004\n")
+    (adapter / "run.yaml").write_text(
+        f"model: {tmp_path}/base\ndata: {{train: {tmp_path}/rows.jsonl}}\ntrain: {{steps: 1}}\noutput_dir: run\n"
+    )
+    capsys.readouterr()
+    run_fuse([adapter], tmp_path / "fused")
+    table = capsys.readouterr().out
+    card = (tmp_path / "fused/README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "## Fidelity" in card
+    assert "base_model:" not in card, "a folder of one's own has no name on the Hub"
+    for text in (table, card):
+        assert "base alone" in text
+        assert "same answers" in text
+    assert str(tmp_path) not in card
+    assert table.splitlines()[2].startswith("4-bit")
 
 
 def test_what_the_adapter_does_not_touch_stays_bit_for_bit_and_its_form_is_in_the_config(tmp_path, capsys):
@@ -161,7 +278,7 @@ def test_a_lost_fine_tune_is_an_error_and_nothing_is_kept(tmp_path):
     adapter, _ = _adapter(tmp_path, SMALL)
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(AdapterError, match="fusing lost the fine-tune") as raised:
-        run_fuse(adapter, tmp_path / "fused", bits=4)
+        run_fuse([adapter], tmp_path / "fused", bits=4)
     assert "4-bit: " in raised.value.message
     assert "--bits" in (raised.value.hint or "")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
@@ -172,7 +289,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path):
     (tmp_path / "fused").mkdir()
     (tmp_path / "fused/mine.txt").write_text("mine")
     with pytest.raises(MlxLoraError, match="exists already"):
-        run_fuse(adapter, tmp_path / "fused")
+        run_fuse([adapter], tmp_path / "fused")
     assert [path.name for path in (tmp_path / "fused").iterdir()] == ["mine.txt"]
 
 
@@ -181,22 +298,22 @@ def test_another_base_is_refused_and_nothing_is_written(tmp_path, family):
     adapter, _ = _adapter(tmp_path, SMALL)
     other = save_tiny_folder(tmp_path / "other", family, seed=5, bits=4)
     with pytest.raises(AdapterError, match=r"trained on base .*, the base here is other "):
-        run_fuse(adapter, tmp_path / "fused", model=str(other))
+        run_fuse([adapter], tmp_path / "fused", model=str(other))
     assert not (tmp_path / "fused").exists()
 
 
 def test_a_form_that_cannot_be_is_refused_before_anything_is_computed(tmp_path, monkeypatch):
     adapter, _ = _adapter(tmp_path, SMALL)
-    monkeypatch.setattr(fuse, "_measure_reference", None)
+    monkeypatch.setattr(fuse, "measure_reference", None)
     for options in ({"bits": 7}, {"bits": 4, "dequantize": True}):
         with pytest.raises(AdapterError, match="--bits"):
-            run_fuse(adapter, tmp_path / "fused", **options)
+            run_fuse([adapter], tmp_path / "fused", **options)
 
 
 def test_an_adapter_that_names_no_base_asks_for_one(tmp_path, capsys):
     adapter, _ = _adapter(tmp_path, SMALL, facts={"model": None})
     with pytest.raises(AdapterError, match="does not say which base"):
-        run_fuse(adapter, tmp_path / "fused")
+        run_fuse([adapter], tmp_path / "fused")
     report = _fuse(adapter, tmp_path / "fused", capsys, model=str(tmp_path / "base"))
     assert report["model"] == str(tmp_path / "base")
 
@@ -206,9 +323,9 @@ def test_the_adapters_own_template_becomes_the_fused_models(tmp_path, capsys):
     facts = {"chat_template": template, "system_prompt": "Be brief."}
     adapter, _ = _adapter(tmp_path, SMALL, facts=facts)
     capsys.readouterr()
-    run_fuse(adapter, tmp_path / "fused")
+    run_fuse([adapter], tmp_path / "fused")
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert "base alone" in captured.out, "the table is the command's answer"
     assert "holds no system prompt" in captured.err
     tokenizer = load_base(str(tmp_path / "fused")).tokenizer
     messages = [{"role": "user", "content": "a"}]
@@ -223,10 +340,10 @@ def test_the_runs_own_rows_are_compared_and_prompts_are_rendered_as_in_training(
     run = f"model: x\ndata: {{train: nowhere.jsonl, valid: {valid}}}\ntrain: {{steps: 1}}\noutput_dir: y\n"
     (adapter / "run.yaml").write_text(run)
     seen: list[list[int]] = []
-    answer = fuse._answer
+    answer = fusetrial.answer_rows
     monkeypatch.setattr(
-        fuse,
-        "_answer",
+        fusetrial,
+        "answer_rows",
         lambda loaded, tokenizer, prompts: (seen.extend(prompts), answer(loaded, tokenizer, prompts))[1],
     )
     report = _fuse(adapter, tmp_path / "fused", capsys)
@@ -241,7 +358,7 @@ def test_the_runs_own_rows_are_compared_and_prompts_are_rendered_as_in_training(
 def test_rows_that_have_gone_are_replaced_by_plain_prompts_aloud(tmp_path, capsys):
     adapter, _ = _adapter(tmp_path, SMALL)
     (adapter / "run.yaml").write_text("model: x\ndata: {train: nowhere.jsonl}\ntrain: {steps: 1}\noutput_dir: y\n")
-    run_fuse(adapter, tmp_path / "fused")
+    run_fuse([adapter], tmp_path / "fused")
     assert "plain prompts are used" in capsys.readouterr().err
 
 

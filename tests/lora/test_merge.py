@@ -12,6 +12,7 @@ from mlx_lora.lora.fidelity import Distance, Row, answer_logits, explain_loss, m
 from mlx_lora.lora.inject import inject_lora, iter_lora_modules, replace_module
 from mlx_lora.lora.layer import LoRALinear, dense_weight
 from mlx_lora.lora.merge import delta_ratio, merged_weight
+from mlx_lora.lora.precision import Step, measure_steps, mixed_attempts
 from mlx_lora.lora.storage import Storage, plan_attempts, restore, store, stored_form
 from tests.tiny import tiny_model
 
@@ -116,6 +117,35 @@ def test_by_default_bits_are_raised_for_the_touched_layers_and_then_dequantized(
     raised = plan_attempts(linears)[1].storages
     assert (raised["a"].group_size, raised["b"].group_size) == (64, 32)
     assert raised["a"].dtype == mx.bfloat16
+
+
+def test_mixtures_spend_bytes_where_most_noise_goes_for_each():
+    forms = [Storage(mx.float16, bits, 32) for bits in (4, 5, 6, 8)]
+
+    def layer(noise: float, size: int) -> list[Step]:
+        return [Step(form, size * (form.bits or 0), noise / 4**place) for place, form in enumerate(forms)]
+
+    steps = {"loud": layer(8.0, 1), "quiet": layer(1.0, 1), "large": layer(8.0, 100)}
+    found = [{path: form.bits for path, form in one.storages.items()} for one in mixed_attempts(steps)]
+    assert found == [
+        {"loud": 8, "quiet": 6, "large": 5},
+        {"loud": 8, "quiet": 8, "large": 6},
+    ]  # the third is all of 8 bits
+
+
+def test_noise_is_measured_on_the_merged_weight_and_falls_with_bits():
+    model = _adapted("llama", 4, 0.05)
+    for forms in measure_steps(model).values():
+        assert [form.storage.bits for form in forms] == [4, 5, 6, 8, None]
+        assert [form.noise for form in forms] == sorted((form.noise for form in forms), reverse=True)
+        assert [form.stored_bytes for form in forms] == sorted(form.stored_bytes for form in forms)
+    path, layer = next(iter_lora_modules(model))
+    merged = merged_weight(layer)
+    storage = stored_form(layer.linear)
+    tensors = store(merged, storage)
+    error = mx.square(restore(tensors, storage) - merged).sum() / mx.square(merged).sum()
+    assert measure_steps(model)[path][0].noise == pytest.approx(error.item(), rel=1e-5)
+    assert measure_steps(model)[path][0].stored_bytes == sum(tensor.nbytes for tensor in tensors.values())
 
 
 def test_forms_that_are_the_same_are_tried_once():

@@ -1,0 +1,106 @@
+"""The command line of `mlx-lora adapters`: options to typed parameters of the recipes in commands/."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.core import TyperGroup
+
+from mlx_lora.cli_options import JsonOutput
+
+
+class AdapterCommands(TyperGroup):
+    """The subcommands; anything else that is typed first is the folder to list."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Put `list` before what names no subcommand."""
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+adapters_app = typer.Typer(
+    cls=AdapterCommands, help="The adapters in a folder: list, show, compare, merge and remove them."
+)
+
+Adapter = Annotated[str, typer.Argument(help="An adapter folder, or a name under adapters/.", show_default=False)]
+
+
+@adapters_app.command("list")
+def list_adapters(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to look.")] = Path("adapters"),
+    json_output: JsonOutput = False,
+) -> None:
+    """List the adapters of a folder with size, base, score and age (also without the word list)."""
+    from mlx_lora.commands.adapters import run_adapters_list
+
+    raise typer.Exit(run_adapters_list(folder, json_output=json_output))
+
+
+@adapters_app.command("show")
+def show_adapter(adapter: Adapter, json_output: JsonOutput = False) -> None:
+    """Print all that is known of an adapter, with its scores and the size of its update."""
+    from mlx_lora.commands.adapters import run_adapters_show
+
+    raise typer.Exit(run_adapters_show(adapter, json_output=json_output))
+
+
+@adapters_app.command("diff")
+def diff_adapters(
+    first: Adapter,
+    second: Annotated[str, typer.Argument(help="The other one.", show_default=False)],
+    json_output: JsonOutput = False,
+) -> None:
+    """Print in what two adapters differ: settings, data, scores, weights."""
+    from mlx_lora.commands.adapterdiff import run_adapters_diff
+
+    raise typer.Exit(run_adapters_diff(first, second, json_output=json_output))
+
+
+@adapters_app.command("rm")
+def remove_adapter(
+    adapter: Adapter,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete an adapter's folder."""
+    from mlx_lora.commands.adapterremove import run_adapters_remove
+
+    raise typer.Exit(run_adapters_remove(adapter, yes=yes))
+
+
+@adapters_app.command("merge")
+def merge_adapters(
+    adapters: Annotated[
+        list[str], typer.Argument(help="Adapter folders, or names under adapters/.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The adapter folder to write.", show_default=False)],
+    method: Annotated[str, typer.Option(help="linear, svd, ties or dare.")] = "linear",
+    weights: Annotated[
+        str | None, typer.Option(help="One for each, such as 0.7,0.3; equal shares of 1 otherwise.", show_default=False)
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(help="Of the result (svd, ties, dare); the largest of theirs otherwise.", show_default=False),
+    ] = None,
+    density: Annotated[
+        float | None,
+        typer.Option(help="Share of the entries that stay: ties 0.2, dare 0.5 otherwise.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the entries that dare drops.")] = 0,
+    json_output: JsonOutput = False,
+) -> None:
+    """Merge adapters of one base into one adapter, and say what that lost."""
+    from mlx_lora.commands.adaptermerge import run_adapters_merge
+
+    raise typer.Exit(
+        run_adapters_merge(
+            adapters,
+            output,
+            method=method,
+            weights=weights,
+            rank=rank,
+            density=density,
+            seed=seed,
+            json_output=json_output,
+        )
+    )

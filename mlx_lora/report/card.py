@@ -1,0 +1,133 @@
+"""Model cards: README.md of a fused model and of an adapter on the Hub, from a run's files. Knows nothing of the Hub.
+
+What a Run holds is cleaned of absolute paths and secrets already; what comes from elsewhere is cleaned here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mlx_lora.report.answers import metric_name, share_text
+from mlx_lora.report.facts import Table, adapter_facts, base_facts, data_table, environment
+from mlx_lora.report.privacy import short_path, without_paths
+from mlx_lora.report.runs import Run
+
+_HUB_NAMES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # built in here, and where it comes from
+
+
+def adapter_card(run: Run, *, name: str, licence: str | None = None) -> str:
+    """The card of an adapter: base, data, scores, run file, and how to use it. name: as people will ask for it."""
+    model = _model_of(run)
+    use = (
+        f"    mlx-lora pull {name} -o adapters/{run.name}\n"
+        f"    mlx-lora chat {run.name}\n"
+        f"    mlx_lm.generate --model {_hub_name(model) or 'BASE'} --adapter-path adapters/{run.name} --prompt …"
+    )
+    return _card(
+        _front([model], licence, ["lora", "adapter"], "adapter"),
+        f"# {run.name}",
+        f"A {run.setting('lora.method') or 'lora'} adapter for {_base_link(model)}, trained with mlx-lora on MLX.",
+        f"## Use\n\n{use}",
+        *_run_parts(run),
+    )
+
+
+def fused_card(
+    runs: Sequence[Run],
+    weights: Sequence[float],
+    *,
+    model: str,
+    licence: str | None,
+    layers: str,
+    prompts: str,
+    table: tuple[list[str], list[list[str]]],
+) -> str:
+    """The card of a fused model: what went into it, how near it is to base and adapter, and each run's facts.
+
+    layers: how many are stored in which form. table: columns and rows of the comparison on `prompts`.
+    """
+    names = [run.name for run in runs]
+    parts = [name if len(runs) == 1 else f"{weight:g} · {name}" for name, weight in zip(names, weights, strict=True)]
+    sections = [part for run in runs for part in ([f"# {run.name}"] if len(runs) > 1 else []) + _run_parts(run)]
+    base = short_path(model)
+    return _card(
+        _front([base], licence, ["fused"], "merge" if len(runs) > 1 else "finetune"),
+        f"# {' and '.join(names)}, fused",
+        f"{_base_link(base)} with the adapter{'s' if len(runs) > 1 else ''} {' + '.join(parts)} merged into its "
+        "weights by mlx-lora. It is a plain MLX model: mlx-lm loads it, and no adapter is needed.",
+        f"## Fidelity\n\nTouched layers: {layers}. Every form was written, loaded again and compared with base and "
+        f"adapter on the adapter's own answers to {without_paths(prompts)}; the first that kept them was taken.\n\n"
+        + _table(Table(*table)),
+        *sections,
+    )
+
+
+def _run_parts(run: Run) -> list[str]:
+    found = []
+    if run.results:
+        columns = ["questions", "metric", "adapter", "base"]
+        rows = [
+            [
+                f"{one.data.name} ({one.data.asked})",
+                metric_name(one.metric),
+                share_text(one, one.metric),
+                "–" if one.base is None else share_text(one.base, one.metric),
+            ]
+            for one in run.results
+        ]
+        found.append(f"## Scores\n\nOf the adapter on its base, with 95 % intervals.\n\n{_table(Table(columns, rows))}")
+        found += [f"{one.data.name}: {one.verdict.sentence}." for one in run.results if one.verdict is not None]
+    else:
+        found.append("## Scores\n\nIt was not evaluated: nobody knows yet what it learned.")
+    merged = run.adapter.get("merged_from")
+    if isinstance(merged, dict):
+        parts = " + ".join(f"{one.get('weight'):g} · {one.get('name')}" for one in merged.get("adapters", []))
+        found.append(f"Merged from {parts} ({merged.get('method')}).")
+    pairs = [*base_facts(run), *adapter_facts(run), *environment(run)]
+    found.append("## Facts\n\n" + _table(Table(["", ""], [list(pair) for pair in dict(pairs).items()])))
+    data = data_table(run)
+    if data is not None:
+        found.append(f"## Data\n\n{_table(data)}")
+    if run.run_file is not None:
+        found.append(f"## Run file\n\n```yaml\n{run.run_file.rstrip()}\n```")
+    return found
+
+
+def _front(models: Sequence[str], licence: str | None, tags: Sequence[str], relation: str) -> str:
+    """The YAML that the Hub reads; a base without a name there is left out."""
+    lines = ["library_name: mlx", "pipeline_tag: text-generation"]
+    lines += [f"license: {licence}"] if licence else []
+    hub = [name for model in models if (name := _hub_name(model))]
+    lines += [f"base_model: {hub[0]}", f"base_model_relation: {relation}"] if hub else []
+    lines += ["tags:", *(f"- {tag}" for tag in ("mlx", "mlx-lora", *tags))]
+    return "---\n" + "\n".join(lines) + "\n---"
+
+
+def _hub_name(model: str) -> str | None:
+    """A model's name on the Hub; None for a folder of one's own."""
+    if model in _HUB_NAMES:
+        return _HUB_NAMES[model]
+    parts = model.split("/")
+    own = len(parts) == 2 and all(parts) and not model.startswith((".", "~", "…"))
+    return model if own and not any(character.isspace() for character in model) else None
+
+
+def _base_link(model: str) -> str:
+    hub = _hub_name(model)
+    return f"[{model}](https://huggingface.co/{hub})" if hub else f"`{model}`"
+
+
+def _model_of(run: Run) -> str:
+    return short_path(str(run.origin.get("model") or run.setting("model") or "a base that its files do not name"))
+
+
+def _table(table: Table) -> str:
+    lines = [list(table.columns), ["---"] * len(table.columns), *(list(row) for row in table.rows)]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _card(*parts: str) -> str:
+    return "\n\n".join(parts) + "\n"
