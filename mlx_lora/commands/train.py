@@ -150,7 +150,7 @@ def _build(
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data)
     rows = run_rows(config, tokenizer, splits, built)
-    config = resolve_auto(config, rows, earlier=Path(config.output_dir) / "run.yaml" if checkpoint else None)
+    config = resolve_auto(config, rows, earlier=typed_path(config.output_dir) / "run.yaml" if checkpoint else None)
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
     inspection.raise_faults()
     for warning in inspection.warnings:
