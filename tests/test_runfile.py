@@ -163,7 +163,7 @@ def test_a_rule_over_two_settings_is_reported_beside_other_faults(tmp_path: Path
     text = SMALLEST.replace("{epochs: 1}", "{epochs: 1, steps: 2, batch_size: 0}")
     message, _ = fault(tmp_path, text)
     assert "run.yaml:3: train: give either epochs or steps" in message
-    assert "run.yaml:3: train.batch_size should be a positive integer, not 0" in message
+    assert "run.yaml:3: train.batch_size should be auto or a positive integer, not 0" in message
 
 
 def test_a_rule_is_not_repeated_when_the_setting_it_names_is_faulty(tmp_path: Path) -> None:

@@ -125,11 +125,16 @@ def test_gradient_checkpointing_saves_half_of_what_a_step_holds(parts):
         way = engine(run, rows, parts, gradient_checkpointing=checkpointing)
         step, arrays = stepper(run, way), way.arrays(collate(rows, range(96)))
         mx.eval(arrays, run.trainable.arrays())
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        mx.eval(step.gradients(arrays))
-        held[checkpointing] = mx.get_peak_memory() - before
+        held[checkpointing] = min(held_by(step, arrays) for _ in range(3))  # on a busy machine MLX runs further ahead
     assert held[True] < 0.6 * held[False]
+
+
+def held_by(step, arrays):
+    """Bytes that a micro-batch's gradients take at their worst moment."""
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    mx.eval(step.gradients(arrays))
+    return mx.get_peak_memory() - before
 
 
 @pytest.mark.parametrize("parts", [["supervised_positions"], "auto"])
