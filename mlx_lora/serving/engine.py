@@ -128,7 +128,6 @@ class Engine:
         except BaseException:
             log.exception("the engine has ended; restart the server")
             self._end()
-            raise
         finally:
             batch.close()
 

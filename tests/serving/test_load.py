@@ -12,11 +12,11 @@ import httpx
 import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
 
 import mlx.core as mx  # isort: skip
+import pytest
 
 from mlx_lora.serving.limits import Limits
 from tests.serving.house import BASE, TOKENS, House, Running, served
 
-REQUESTS = 500
 AT_ONCE = 24
 RUBBISH = [
     b"",
@@ -113,7 +113,8 @@ class Crowd:
         return "moved"
 
 
-def test_five_hundred_requests_of_all_kinds_lose_nothing_cross_nothing_and_leave_nothing(house: House, caplog):
+@pytest.mark.parametrize("requests", [200, pytest.param(500, marks=pytest.mark.slow)])
+def test_requests_of_all_kinds_at_once_lose_nothing_cross_nothing_and_leave_nothing(house: House, caplog, requests):
     caplog.set_level(logging.WARNING)
     with served(house, limits=Limits(rows=8, waiting=200, cache_bytes=1 << 20)) as server:
         crowd = Crowd(house, server)
@@ -122,13 +123,13 @@ def test_five_hundred_requests_of_all_kinds_lose_nothing_cross_nothing_and_leave
             gc.collect()
             return mx.get_active_memory()
 
-        asyncio.run(crowd.run(0, REQUESTS // 2))
+        asyncio.run(crowd.run(0, requests // 2))
         half = memory()
-        asyncio.run(crowd.run(REQUESTS // 2, REQUESTS // 2))
+        asyncio.run(crowd.run(requests // 2, requests // 2))
         after = memory()
-        assert sum(crowd.outcomes.values()) == REQUESTS
-        assert crowd.outcomes["right"] > REQUESTS // 2
-        assert min(crowd.outcomes[kind] for kind in ("left", "refused", "moved")) > 10
+        assert sum(crowd.outcomes.values()) == requests
+        assert crowd.outcomes["right"] > requests // 2
+        assert min(crowd.outcomes[kind] for kind in ("left", "refused", "moved")) >= requests // 50
         assert server.metrics.value("rows") == server.metrics.value("waiting") == 0
         assert server.metrics.value("cache_bytes") <= 1 << 20
         assert after - half < 1 << 20, "memory grows with the requests"
