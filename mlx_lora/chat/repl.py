@@ -132,8 +132,8 @@ class Repl:
         table = Table.grid(padding=(0, 2))
         for name in dict.fromkeys([*voice.choices, *adapter_names()]):
             mark = "*" if name == voice.label else " "
-            line = voice.lookup(name).line if name in voice.choices else ""
-            table.add_row(f"{mark} {escape(visible(name))}", f"[dim]{escape(line)}[/]")
+            size = voice.lookup(name).size if name in voice.choices else ""
+            table.add_row(f"{mark} {escape(visible(name))}", f"[dim]{escape(size)}[/]")
         talk.print(table)
         if not table.row_count:
             talk.print("adapters/ holds none yet: `mlx-lora train` makes them", style="dim")

@@ -41,12 +41,22 @@ class Attached:
     rendering: Rendering
 
     @property
+    def is_mix(self) -> bool:
+        """Whether it is anything else than one adapter as it was trained."""
+        return len(self.residents) > 1 or self.label != self.residents[0].name
+
+    @property
     def line(self) -> str:
-        """What the adapter does to the base, in a few words."""
-        if len(self.residents) > 1 or self.label != self.residents[0].name:
-            modules = {path for resident in self.residents for path in resident.layers}
-            return f"mixed by weight on {len(modules)} modules"
-        return self.residents[0].applied.line
+        """What every command says of an adapter that it has put on."""
+        return self.size if self.is_mix else self.residents[0].applied.line
+
+    @property
+    def size(self) -> str:
+        """What it does to the base, in a few words."""
+        if not self.is_mix:
+            return self.residents[0].applied.size
+        modules = {path for resident in self.residents for path in resident.layers}
+        return f"mixed by weight on {len(modules)} modules"
 
     @property
     def notes(self) -> tuple[str, ...]:
