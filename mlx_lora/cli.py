@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from mlx_lora import __version__
 from mlx_lora.cli_adapters import adapters_app
+from mlx_lora.cli_exchange import adopt, export
 from mlx_lora.cli_options import JsonOutput, ModelName, Overrides, Revision, RunFile
 from mlx_lora.cli_serve import serve
 
@@ -226,6 +227,10 @@ def fuse(
             json_output=json_output,
         )
     )
+
+
+app.command()(export)
+app.command("import")(adopt)
 
 
 @app.command()

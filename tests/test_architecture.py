@@ -36,13 +36,16 @@ ROOMS: dict[str, set[str]] = {
     "memory": FOUNDATION | MATERIALS | {"training"},
     # The server finds the length of a context as chat does.
     "serving": FOUNDATION | MATERIALS | {"chat"},
+    # Adapters and models in other programs' files: tensors are lora's, names and tokenizers are model's.
+    "exchange": FOUNDATION | MATERIALS,
     # A page says figures in the words of evaluation's tables and sizes in those of the training screen.
     "report": FOUNDATION | {"evaluation", "runfile", "screen"},
-    "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"memory", "console", "screen", "runfile", "report"},
-    "cli": {"commands", "runfile", "cli_adapters", "cli_options", "cli_serve"},
-    "cli_adapters": {"commands", "cli_options"},  # a group of commands with options of its own
-    "cli_options": set(),
+    "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"memory", "console", "screen", "runfile", "report", "exchange"},
+    "cli": {"commands", "runfile", "cli_adapters", "cli_exchange", "cli_options", "cli_serve"},
+    "cli_adapters": {"commands", "cli_options"},  # these hold commands with options of their own
+    "cli_exchange": {"commands", "cli_options"},
     "cli_serve": {"commands", "cli_options"},
+    "cli_options": set(),
     "__main__": {"cli", "console", "errors"},
     # What Python programs use: the chat's voice without its screens, and the command's run with its events.
     "lora_model": {"errors", "files", "dataset", "model", "chat"},
@@ -58,11 +61,12 @@ OUTSIDE = {
     "huggingface_hub": {"model"},
     "datasets": {"dataset"},
     "torch": set[str](),
-    "mlx": {"lora", "model", "commands", "memory"} | WORKSHOPS,
-    "typer": {"cli", "cli_adapters", "cli_options", "cli_serve", "__main__"},
+    "mlx": {"lora", "model", "exchange", "commands", "memory"} | WORKSHOPS,
+    "gguf": {"model", "exchange"},  # the one reads it, the other writes it
+    "typer": {"cli", "cli_adapters", "cli_exchange", "cli_options", "cli_serve", "__main__"},
     "yaml": {"runfile"},
     "prompt_toolkit": {"chat"},
-    "jinja2": {"model", "report"},
+    "jinja2": {"model", "report", "exchange"},
     "markupsafe": {"report"},
     "starlette": {"serving"},
     "uvicorn": {"serving"},
