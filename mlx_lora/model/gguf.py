@@ -1,6 +1,7 @@
 """GGUF's llama layout to MLX arrays, without loss. Knows nothing of tokenizers, folders or the network."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from mlx_lora.model.gguf_layout import mlx_name, rotary_heads, unpermute_rows
 _GROUP = 32  # values that share a scale in Q4_1 and Q8_0, and in the MLX weights made of them
 _BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
 _MLX_VERSION = "look for an MLX version of the model on Hugging Face (mlx-community/…)"
+# llama-quantize keeps these two in Q6_K in files that it calls Q4_0 and Q4_1.
+_ROUNDED, _VOCABULARY = ("Q6_K",), ("token_embd.weight", "output.weight")
 _PLAIN = ("F16", "F32")
 _ROTARY = "rope_freqs.weight"
 _LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -91,6 +94,7 @@ class GgufFile:
     def iter_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Every array of the MLX model with its name, packed weights, scales and biases included, values unchanged.
 
+        But an embedding or output in Q6_K, for which MLX has no form, is rounded to float16.
         Raises: ModelError for a tensor of another name or type.
         """
         heads = self.value("llama.attention.head_count")
@@ -102,7 +106,7 @@ class GgufFile:
             self._check_type(tensor)
             kind = tensor.tensor_type.name
             plain = kind in _PLAIN
-            parts = {name.rpartition(".")[2]: np.array(tensor.data)} if plain else _UNPACK[kind](tensor.data)
+            parts = {name.rpartition(".")[2]: np.array(tensor.data)} if plain else _unpacker(kind)(tensor.data)
             if (rows := rotary_heads(name, heads, key_heads)) is not None:
                 parts = {part: unpermute_rows(array, rows) for part, array in parts.items()}
             for part, array in parts.items():
@@ -115,10 +119,10 @@ class GgufFile:
         return found
 
     def _check_type(self, tensor: Any) -> None:
-        if tensor.tensor_type.name not in (*_UNPACK, *_PLAIN):
+        known = (*_UNPACK, *_PLAIN, *(_ROUNDED if tensor.name in _VOCABULARY else ()))
+        if tensor.tensor_type.name not in known:
             raise ModelError(
-                f"{self.path}: tensor {tensor.name} is of type {tensor.tensor_type.name}, "
-                f"expected {', '.join((*_UNPACK, *_PLAIN))}",
+                f"{self.path}: tensor {tensor.name} is of type {tensor.tensor_type.name}, expected {', '.join(known)}",
                 "take the file of the model in one of these types, or an MLX version of it (mlx-community/…)",
             )
 
@@ -211,6 +215,18 @@ def unpack_q8_0(blocks: np.ndarray) -> dict[str, np.ndarray]:
     shifted = rows[:, :, 2:] ^ 0x80  # int8 q as uint8 q + 128
     weight = np.ascontiguousarray(shifted).view("<u4").reshape(len(rows), -1)
     return {"weight": weight, "scales": scales, "biases": biases}
+
+
+def unpack_rounded(blocks: np.ndarray, kind: str) -> dict[str, np.ndarray]:
+    """Rows of a type that MLX has no form for as a plain weight, rounded to float16: by 1 part in 2048 at most."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    return {"weight": dequantize(blocks, GGMLQuantizationType[kind]).astype(np.float16)}
+
+
+def _unpacker(kind: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    return _UNPACK[kind] if kind in _UNPACK else partial(unpack_rounded, kind=kind)
 
 
 _UNPACK = {"Q4_0": unpack_q4_0, "Q4_1": unpack_q4_1, "Q8_0": unpack_q8_0}

@@ -68,8 +68,8 @@ def write_gguf(
     matrices: str = "Q4_1",
     **extra: Any,
 ) -> Path:
-    """Write the tiny model; `extra` are float metadata under keys with _ for a dot, or tensors."""
-    from gguf import GGUFWriter
+    """Write the tiny model; `extra` are float metadata under keys with _ for a dot, or tensors (uint8: in Q6_K)."""
+    from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quantize
 
     writer = GGUFWriter(path, architecture)
@@ -98,6 +98,9 @@ def write_gguf(
         else:
             writer.add_float32(key.replace("_", "."), value)
     for name, tensor in tensors.items():
+        if tensor.dtype == np.uint8:  # Q6_K's blocks, which the gguf package reads but does not write
+            writer.add_tensor(name, tensor, raw_dtype=GGMLQuantizationType.Q6_K)
+            continue
         heads = {"attn_q": HEADS, "attn_k": KEY_HEADS}.get(name.split(".")[2] if name.startswith("blk") else "")
         kind = kind_of(name, tensor, matrices)
         stored = quantize(permuted(tensor, heads) if heads else tensor, kind)

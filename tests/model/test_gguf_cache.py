@@ -128,6 +128,22 @@ def test_llama_3s_rotary_factors_become_the_rule_that_made_them(tmp_path: Path) 
         GgufFile(odd).config()
 
 
+def test_an_output_in_q6_k_is_rounded_to_float16_and_other_tensors_in_it_are_refused(tmp_path: Path) -> None:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    blocks = np.random.default_rng(0).integers(0, 256, (2, 210), dtype=np.uint8)
+    blocks[:, 208:] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)  # d, the scale of all
+    found = dict(GgufFile(write_gguf(tmp_path / "q6.gguf", **{"output.weight": blocks})).iter_arrays())[
+        "lm_head.weight"
+    ]
+    exact = dequantize(blocks, GGMLQuantizationType.Q6_K)
+    assert (found.dtype, found.shape) == (np.float16, (2, 256))
+    assert np.abs(found - exact).max() <= np.abs(exact).max() / 2048
+    with pytest.raises(ModelError, match=r"tensor blk\.0\.ffn_up\.weight is of type Q6_K"):
+        load_base(str(write_gguf(tmp_path / "all.gguf", **{"blk.0.ffn_up.weight": blocks})))
+
+
 def test_other_types_are_refused_by_name_and_nothing_is_left(tmp_path: Path, cache: Path) -> None:
     path = write_gguf(tmp_path / "other.gguf", matrices="Q5_0")
     with pytest.raises(ModelError, match=r"tensor blk\.0\.attn_q\.weight is of type Q5_0, expected Q4_0") as raised:
