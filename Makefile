@@ -4,7 +4,9 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow test-browser lint bench constraints clean
+PEERS := .venv-peers
+
+.PHONY: setup demo test test-slow test-browser test-peers lint bench constraints clean
 
 setup: $(READY)
 
@@ -29,11 +31,22 @@ test: $(READY)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not peers'
 
 # The report in a real browser: apt-get install chromium first.
 test-browser: $(READY)
 	$(BIN)/python -m pytest -m browser
+
+# Exports in the programs that they are for, PEFT on torch (CPU) and llama.cpp, which is built here: minutes, once.
+test-peers: $(PEERS)/.ready
+	$(PEERS)/bin/python -m pytest -m peers
+
+$(PEERS)/.ready: pyproject.toml constraints.txt | $(filter .uv/bin/uv,$(UV))
+	$(UV) venv --quiet --allow-existing --seed --python '>=3.11' $(PEERS)
+	$(UV) pip install --quiet --python $(PEERS) -c constraints.txt -e . --group dev --group builtin
+	$(PEERS)/bin/python -m pip install --quiet -c constraints.txt torch==2.13.0 peft==0.21.2
+	CMAKE_ARGS="-DGGML_NATIVE=OFF" $(PEERS)/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -51,4 +64,4 @@ constraints: $(READY)
 	  -c constraints.txt pyproject.toml > /dev/null
 
 clean:
-	rm -rf $(VENV) .uv
+	rm -rf $(VENV) $(PEERS) .uv

@@ -8,7 +8,9 @@ from typer.core import TyperGroup
 
 from mlx_lora import __version__
 from mlx_lora.cli_adapters import adapters_app, pull, push
+from mlx_lora.cli_exchange import adopt, export
 from mlx_lora.cli_options import JsonOutput, ModelName, Overrides, Revision, RunFile
+from mlx_lora.cli_serve import serve
 
 
 class Commands(TyperGroup):
@@ -76,6 +78,15 @@ def check(
     from mlx_lora.runfile import load_config
 
     raise typer.Exit(run_check(load_config(config, overrides or []), json_output=json_output, show=show))
+
+
+@app.command()
+def plan(config: RunFile, overrides: Overrides = None, json_output: JsonOutput = False) -> None:
+    """Predict the memory of a run without loading weights; exit 1 when it does not fit."""
+    from mlx_lora.commands.plan import run_plan
+    from mlx_lora.runfile import load_config
+
+    raise typer.Exit(run_plan(load_config(config, overrides or []), json_output=json_output))
 
 
 @app.command()
@@ -220,10 +231,19 @@ def fuse(
     )
 
 
+app.command()(export)
+app.command("import")(adopt)
+
+
 @app.command()
 def chat(
-    adapter: Annotated[
-        Path | None, typer.Argument(help="An adapter folder, or a name under adapters/.", show_default=False)
+    adapters: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[ADAPTER]...",
+            help="Adapter folders, or names under adapters/; the first answers.",
+            show_default=False,
+        ),
     ] = None,
     model: ModelName = None,
     revision: Revision = None,
@@ -242,12 +262,12 @@ def chat(
         int | None, typer.Option(min=0, help="Makes sampled answers repeatable.", show_default=False)
     ] = None,
 ) -> None:
-    """Talk to the base or to an adapter."""
+    """Talk to the base or to adapters on it."""
     from mlx_lora.commands.chat import run_chat
 
     raise typer.Exit(
         run_chat(
-            adapter,
+            adapters or [],
             model=model,
             revision=revision,
             prompt=prompt,
@@ -258,6 +278,9 @@ def chat(
             seed=seed,
         )
     )
+
+
+app.command()(serve)
 
 
 @config_app.command("schema")

@@ -79,13 +79,18 @@ class TrainSettings(Settings):
 
     epochs: Positive | None = Field(None, description="Passes over the training rows; give this or `steps`.")
     steps: Positive | None = Field(None, description="Optimizer updates; give this or `epochs`.")
-    batch_size: Positive = Field(8, description="Rows in a micro-batch.")
+    batch_size: Literal["auto"] | Positive = Field(
+        8, description="Rows in a micro-batch; auto takes the most that fit memory: a power of two, at most 32."
+    )
     group_by_prefix: bool = Field(
         True, description="Make batches of rows whose prompts begin alike, where there are enough: less to compute."
     )
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches in one optimizer update.")
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: less memory, slower."
+    )
+    memory_limit_gb: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Memory that MLX may take, in GB (10^9 bytes); null takes what this machine has."
     )
     engine: Literal["auto", "plain"] | list[Engine] = Field(
         "auto", description="Exact speed-ups: all that apply, none, or a list of parts."
@@ -108,6 +113,13 @@ class TrainSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="Seed of A, dropout, the split and the order of rows."
     )
+
+    @property
+    def batch_rows(self) -> int:
+        """`batch_size` as a number; a run that has `auto` there is given one before anything is batched."""
+        if self.batch_size == "auto":
+            raise ValueError("train.batch_size: auto has not been resolved")
+        return self.batch_size
 
     @model_validator(mode="after")
     def _one_length(self) -> "TrainSettings":
@@ -136,7 +148,7 @@ class OptimizerSettings(Settings):
 class RunConfig(Settings):
     """A whole run, resolved and valid: the only source of settings."""
 
-    model: Name = Field(description="A built-in name, a Hugging Face id, or a folder.")
+    model: Name = Field(description="A built-in name, a Hugging Face id, a folder, or a llama's .gguf file.")
     revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model.")
     compute: Literal["auto", "quantized", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Weights while computing: auto keeps them as stored on a GPU and takes float32 on a CPU."

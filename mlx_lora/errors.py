@@ -31,3 +31,7 @@ class AdapterError(MlxLoraError):
 
 class TrainingError(MlxLoraError):
     """A run that had to stop: a non-finite loss, no memory, nothing to learn from."""
+
+
+class PredictionError(MlxLoraError):
+    """A run whose memory cannot be told in advance."""

@@ -82,19 +82,22 @@ def refuse_unwritable(path: str | Path) -> None:
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[Path]:
+def whole_file(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`, with its suffix; what was written there becomes `path` when the block ends.
 
     For writers that want a name (mx.save_safetensors). After an exception nothing is left.
-    Raises: MlxLoraError as write_whole.
+    Raises: MlxLoraError as write_whole, or without `overwrite` when `path` exists.
     """
     path = Path(path)
+    _refuse_existing(path, overwrite)
     temporary = _beside(path)
     with _made_parents(path):
         try:
             yield temporary
             with named_errors(path):
                 _sync(temporary)
+            _refuse_existing(path, overwrite)
+            with named_errors(path):
                 temporary.replace(path)
                 _sync(path.parent)
         finally:

@@ -16,7 +16,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # Room -> the rooms that it may import. A room is a folder of the package or a single module at its top.
 FOUNDATION = {"config", "errors", "files", "tensorheader"}
 MATERIALS = {"dataset", "lora", "model"}  # they never import one another
-WORKSHOPS = {"training", "evaluation", "chat"}
+WORKSHOPS = {"training", "evaluation", "chat", "serving"}
 ROOMS: dict[str, set[str]] = {
     "_blas": set(),
     "errors": set(),
@@ -32,14 +32,25 @@ ROOMS: dict[str, set[str]] = {
     "training": FOUNDATION | MATERIALS,
     "evaluation": FOUNDATION | MATERIALS,
     "chat": FOUNDATION | MATERIALS | {"console"},
+    # A run is measured on a slice of its model with its own session, engine and steps.
+    "memory": FOUNDATION | MATERIALS | {"training"},
+    # The server finds the length of a context as chat does.
+    "serving": FOUNDATION | MATERIALS | {"chat"},
+    # Adapters and models in other programs' files: tensors are lora's, names and tokenizers are model's.
+    "exchange": FOUNDATION | MATERIALS,
     # A page says figures in the words of evaluation's tables and sizes in those of the training screen.
     "report": FOUNDATION | {"evaluation", "runfile", "screen"},
-    "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"console", "screen", "runfile", "report"},
-    "cli": {"commands", "runfile", "cli_adapters", "cli_options"},
-    "cli_adapters": {"commands", "cli_options"},  # a group of commands with options of its own
+    "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"memory", "console", "screen", "runfile", "report", "exchange"},
+    "cli": {"commands", "runfile", "cli_adapters", "cli_exchange", "cli_options", "cli_serve"},
+    "cli_adapters": {"commands", "cli_options"},  # these hold commands with options of their own
+    "cli_exchange": {"commands", "cli_options"},
+    "cli_serve": {"commands", "cli_options"},
     "cli_options": set(),
     "__main__": {"cli", "console", "errors"},
-    "__init__": {"_blas"},
+    # What Python programs use: the chat's voice without its screens, and the command's run with its events.
+    "lora_model": {"errors", "files", "dataset", "model", "chat"},
+    "run": {"commands", "config", "console", "report", "runfile"},
+    "__init__": {"_blas", "config", "errors", "lora_model", "run", "runfile"},
 }
 
 # A package outside of ours -> the rooms that may import it; packages not named here are free.
@@ -50,12 +61,15 @@ OUTSIDE = {
     "huggingface_hub": {"model"},
     "datasets": {"dataset"},
     "torch": set[str](),
-    "mlx": {"lora", "model", "commands"} | WORKSHOPS,
-    "typer": {"cli", "cli_adapters", "cli_options", "__main__"},
+    "mlx": {"lora", "model", "exchange", "commands", "memory"} | WORKSHOPS,
+    "gguf": {"model", "exchange"},  # the one reads it, the other writes it
+    "typer": {"cli", "cli_adapters", "cli_exchange", "cli_options", "cli_serve", "__main__"},
     "yaml": {"runfile"},
     "prompt_toolkit": {"chat"},
-    "jinja2": {"model", "report"},
+    "jinja2": {"model", "report", "exchange"},
     "markupsafe": {"report"},
+    "starlette": {"serving"},
+    "uvicorn": {"serving"},
 }
 # Rooms that import nothing from outside but the standard library and these.
 NARROW = {"dataset": {"numpy", "datasets"}, "lora": {"mlx"}, "errors": set[str](), "files": {"platformdirs"}}

@@ -22,7 +22,7 @@ import pytest
 from mlx_lora.commands.train import run_train
 from mlx_lora.config import ENGINE_PARTS
 from mlx_lora.dataset.splits import load_splits
-from mlx_lora.errors import DataError
+from mlx_lora.errors import DataError, TrainingError
 from mlx_lora.runfile import load_config
 from mlx_lora.runfile.fields import all_settings
 from mlx_lora.runfile.writer import render_value
@@ -401,6 +401,12 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     recomputed = bench.run({**values, "train.gradient_checkpointing": True})
     assert recomputed.column("loss") == pytest.approx(kept.column("loss"), rel=1e-5)
     assert recomputed.column("peak_bytes")[-1] < 0.9 * kept.column("peak_bytes")[-1]
+
+
+@effect_of("train.memory_limit_gb")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TrainingError, match=r"does not fit: .* \(train\.memory_limit_gb\)"):
+        bench.run({"train.memory_limit_gb": 0.0001})
 
 
 @effect_of("train.engine")

@@ -14,12 +14,13 @@ from mlx_lora.cli import app
 from mlx_lora.runfile import load_config
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/EVALUATION.md", "docs/TROUBLESHOOTING.md")
+PAGES = ("README.md", "docs/EVALUATION.md", "docs/TROUBLESHOOTING.md", "docs/EXPORT.md")
 FILE = re.compile(r"(?:configs|data|docs|adapters|benchmarks|tests)/[\w./-]*\w")
 MADE_LATER = (
     "adapters/demo",
     "adapters/sample",
     "adapters/my-run",
+    "adapters/taken-over",
     "adapters/stanley-cup-modern/report.html",
     "data/train.jsonl",
     "data/test.jsonl",
@@ -74,7 +75,8 @@ def test_a_line_with_an_option_that_does_not_exist_is_found() -> None:
 
 
 def test_the_readme_shows_every_command() -> None:
-    leaves = {"init", "check", "train", "eval", "report", "fuse", "chat", "config show", "config schema"}
+    leaves = {"init", "check", "plan", "train", "eval", "report", "fuse", "export", "import", "chat", "serve"}
+    leaves |= {"config show", "config schema"}
     leaves |= {"push", "pull"}
     leaves |= {"adapters", *(f"adapters {name}" for name in ("show", "diff", "merge", "rm"))}
     assert {parse(line) for line in command_lines(read("README.md"))} >= leaves

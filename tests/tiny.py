@@ -80,16 +80,16 @@ CHATML = (
 )
 
 
-def tiny_config(family: str) -> dict[str, Any]:
+def tiny_config(family: str, layers: int = 4) -> dict[str, Any]:
     """config.json of the tiny model of `family` (a key of FAMILIES)."""
-    return {**_COMMON, **FAMILIES[family]}
+    return {**_COMMON, "num_hidden_layers": layers, **FAMILIES[family]}
 
 
-def tiny_model(family: str = "llama", *, seed: int = 0, bits: int | None = None) -> nn.Module:
-    """A random float32 model with 4 layers, D=64, V=320; with `bits`, quantized in groups of 32."""
+def tiny_model(family: str = "llama", *, seed: int = 0, bits: int | None = None, layers: int = 4) -> nn.Module:
+    """A random float32 model with D=64, V=320; with `bits`, quantized in groups of 32."""
     from mlx_lm.utils import _get_classes
 
-    config = tiny_config(family)
+    config = tiny_config(family, layers)
     model_class, args_class = _get_classes(config)
     mx.random.seed(seed)
     model = model_class(args_class.from_dict(config))
@@ -129,15 +129,16 @@ def tiny_tokenizer(chat_template: str | None = CHATML) -> Any:
 
 
 def save_tiny_folder(
-    folder: Path, family: str = "llama", *, seed: int = 0, bits: int | None = None, chat_template: str | None = CHATML
-) -> Path:
+    folder: Path, family: str = "llama", *, seed: int = 0, bits: int | None = None, chat_template: str | None = CHATML,
+    layers: int = 4,
+) -> Path:  # fmt: skip
     """Write the tiny model as a folder that mlx_lm.load reads, with its tokenizer; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = tiny_config(family)
+    config = tiny_config(family, layers)
     config["eos_token_id"] = [2, 4]
     if bits is not None:
         config["quantization"] = {"group_size": 32, "bits": bits}
-    model = tiny_model(family, seed=seed, bits=bits)
+    model = tiny_model(family, seed=seed, bits=bits, layers=layers)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())), {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     tiny_tokenizer(chat_template).save_pretrained(folder)

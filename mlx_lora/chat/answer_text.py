@@ -62,6 +62,13 @@ class AnswerText:
         return Shown(answer=self._answer.feed(held))
 
 
+def take_apart(text: str, tags: tuple[str, str] = THINK_TAGS, *, opened: bool = False) -> Shown:
+    """Thinking and answer of a whole answer."""
+    parts = AnswerText(tags, opened=opened)
+    begun, rest = parts.feed(text), parts.finish()
+    return Shown(begun.thinking + rest.thinking, begun.answer + rest.answer)
+
+
 class _Trimmed:
     """Passes text on without white space at the beginning and the end."""
 

@@ -6,6 +6,7 @@ Knows nothing of models, terminals or files.
 from dataclasses import dataclass, field
 from enum import Enum
 
+from mlx_lora.chat.answer_text import Shown
 from mlx_lora.dataset.record import Message
 from mlx_lora.errors import MlxLoraError
 
@@ -18,14 +19,26 @@ class Ending(Enum):
     LENGTH = "cut at max_tokens"
     CONTEXT = "cut where the model's context is full"
 
+    @staticmethod
+    def of(stopped: bool, tokens: int, max_tokens: int) -> "Ending":
+        """Why an answer of `tokens` tokens ended that nobody interrupted; `stopped`: by an end token."""
+        if stopped:
+            return Ending.COMPLETE
+        return Ending.CONTEXT if tokens < max_tokens else Ending.LENGTH
+
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer, both as exact text (thinking included)."""
+    """A question and its answer, both as exact text (thinking included).
+
+    speaker: who answered. shown: the answer taken apart for people.
+    """
 
     question: str
     answer: str
     ending: Ending = Ending.COMPLETE
+    speaker: str = field(default="base", compare=False)
+    shown: Shown = field(default=Shown(), compare=False)
 
 
 @dataclass

@@ -83,10 +83,11 @@ class LineCompleter(Completer):
                 if usage.name.startswith(command[1:].lower()):
                     yield Completion(f"/{usage.name}", start_position=-len(command), display_meta=usage.help)
             return
+        begun = argument.rpartition("+")[2] if command == "/adapter" else argument  # the next part of a mix
         for choice in self._choices(command[1:].lower()):
-            if choice.startswith(argument):
-                yield Completion(choice, start_position=-len(argument))
-        if command in ("/adapter", "/save") and argument:
+            if choice.startswith(begun):
+                yield Completion(choice, start_position=-len(begun))
+        if command in ("/adapter", "/save", "/export") and argument:
             paths = PathCompleter(expanduser=True, only_directories=command == "/adapter")
             yield from paths.get_completions(Document(argument), complete_event)
 

@@ -22,9 +22,11 @@ COMMANDS: dict[str, Usage] = {
     usage.name: usage
     for usage in (
         Usage("help", "", "show this"),
-        Usage("adapter", "NAME|off|PATH", "answer with another adapter, or with the base; the conversation goes on"),
-        Usage("adapters", "", "list the adapters under adapters/"),
-        Usage("compare", "[QUESTION]", "base and adapter, one after the other, outside the conversation"),
+        Usage(
+            "adapter", "NAME|PATH|off", "answer with another adapter, a mix (a:0.7+b:0.3) or the base; the chat goes on"
+        ),
+        Usage("adapters", "", "list the adapters of this chat and those under adapters/"),
+        Usage("compare", "[QUESTION]", "base and adapters side by side, outside the conversation"),
         Usage("retry", "", "answer the last question again"),
         Usage("undo", "", "take the last question and its answer back"),
         Usage("reset", "", "begin a new conversation"),
@@ -32,6 +34,7 @@ COMMANDS: dict[str, Usage] = {
         Usage("set", "[NAME VALUE]", "show or set temperature, top_p, max_tokens or seed"),
         Usage("thinking", "[on|off]", "show the last thinking block; show all of them, or fold them"),
         Usage("save", "[FILE]", "append the conversation to a .jsonl file, as one training row"),
+        Usage("export", "[FILE]", "write the conversation as Markdown to a file, or show it"),
         Usage("quit", "", "leave (so does Ctrl-D)"),
     )
 }

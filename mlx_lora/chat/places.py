@@ -19,15 +19,20 @@ def adapter_names(root: Path = ADAPTERS) -> list[str]:
     return sorted(config.parent.name for config in root.glob(f"*/{_CONFIG}"))
 
 
+def is_adapter(text: str, root: Path = ADAPTERS) -> bool:
+    """Whether find_adapter finds an adapter by `text`."""
+    return _adapter_folder(typed_path(text), root) is not None
+
+
 def find_adapter(text: str, root: Path = ADAPTERS) -> Path:
     """The folder of the adapter that a person named: a path, or the name of a folder under `root`.
 
     Raises: AdapterError with near names, or with all there are.
     """
     path = typed_path(text)
-    for folder in (path, path.parent) if path.is_file() else (path, root / path):
-        if (folder / _CONFIG).is_file():
-            return folder
+    found = _adapter_folder(path, root)
+    if found is not None:
+        return found
     if path.is_dir() or (root / path).is_dir():
         folder = path if path.is_dir() else root / path
         inner = adapter_names(folder)
@@ -39,6 +44,11 @@ def find_adapter(text: str, root: Path = ADAPTERS) -> Path:
     near = near or [name for name in names if path.name.lower() in name.lower()]
     hint = f"did you mean {' or '.join(near)}?" if near else _what_there_is(root)
     raise AdapterError(f"adapter {text}: no such folder, and none of that name under {root}/", hint)
+
+
+def _adapter_folder(path: Path, root: Path) -> Path | None:
+    folders = (path, path.parent) if path.is_file() else (path, root / path)
+    return next((folder for folder in folders if (folder / _CONFIG).is_file()), None)
 
 
 def _what_there_is(root: Path) -> str:

@@ -8,13 +8,15 @@ from typing import Protocol
 from rich.markup import escape
 from rich.table import Table
 
+from mlx_lora.chat.columns import side_by_side
 from mlx_lora.chat.lines import COMMANDS, Command, parse_line
-from mlx_lora.chat.places import adapter_names, append_row, find_adapter
-from mlx_lora.chat.screen import TerminalScreen
+from mlx_lora.chat.places import adapter_names, append_row
+from mlx_lora.chat.screen import TerminalScreen, write_answer
 from mlx_lora.chat.session import Session, SystemPrompt
+from mlx_lora.chat.transcript import markdown_transcript
 from mlx_lora.console import print_error, talk, visible
 from mlx_lora.errors import MlxLoraError
-from mlx_lora.files import typed_path
+from mlx_lora.files import typed_path, write_whole
 
 _SHOWN = 240  # characters of the system prompt in the header
 _KEYS = "Alt-Enter: new line · Ctrl-C: stop the answer · Ctrl-D: leave"
@@ -49,6 +51,7 @@ class Repl:
             "set": self._set,
             "thinking": self._thinking,
             "save": self._save,
+            "export": self._export,
             "quit": self._quit,
         }
 
@@ -77,6 +80,9 @@ class Repl:
     def _header(self) -> None:
         voice = self.session.voice
         facts = {"base": voice.base.identity.name, "compute": voice.base.compute, "adapter": self._describe_adapter()}
+        others = [name for name in voice.choices if name != voice.label]
+        if others:
+            facts["beside"] = f"{', '.join(others)} (/adapter, /compare)"
         if self.session.system is not None:
             facts["system"] = shorten(self.session.system, _SHOWN, placeholder="… (/system shows all of it)")
         facts["answers"] = self.session.sampling.described()
@@ -89,11 +95,11 @@ class Repl:
         attached = self.session.voice.attached
         if attached is None:
             return "none: the base answers" + (" (/adapter NAME)" if adapter_names() else "")
-        return f"{attached.label} · {attached.applied.line}"
+        return f"{attached.label} · {attached.line}"
 
     def _notes(self) -> None:
         attached = self.session.voice.attached
-        for note in attached.applied.notes if attached is not None else ():
+        for note in attached.notes if attached is not None else ():
             talk.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
 
     def _help(self, _argument: str) -> None:
@@ -115,22 +121,26 @@ class Repl:
             voice.switch(False)
             talk.print("the base answers, with the same prompt and conversation", style="dim")
         else:
-            voice.use(find_adapter(argument))
+            voice.use(argument)
             talk.print(escape(self._describe_adapter()), style="dim", highlight=False)
             self._notes()
             if self.session.chosen_system is None and self.session.system is not None:
                 talk.print(f"its system prompt: {escape(visible(self.session.system))}", style="dim", soft_wrap=True)
 
     def _adapters(self, _argument: str) -> None:
-        names = adapter_names()
-        for name in names:
-            mark = "*" if name == self.session.voice.label else " "
-            talk.print(f"{mark} {escape(name)}")
-        if not names:
+        voice = self.session.voice
+        table = Table.grid(padding=(0, 2))
+        for name in dict.fromkeys([*voice.choices, *adapter_names()]):
+            mark = "*" if name == voice.label else " "
+            line = voice.lookup(name).line if name in voice.choices else ""
+            table.add_row(f"{mark} {escape(visible(name))}", f"[dim]{escape(line)}[/]")
+        talk.print(table)
+        if not table.row_count:
             talk.print("adapters/ holds none yet: `mlx-lora train` makes them", style="dim")
 
     def _compare(self, question: str) -> None:
-        self.session.compare(question, lambda label: talk.print(f"[bold]{escape(label)}[/]"))
+        with side_by_side(1 + len(self.session.voice.choices), self.screen) as open_screen:
+            self.session.compare(question, open_screen)
 
     def _retry(self, _argument: str) -> None:
         turns = list(self.session.conversation.turns)
@@ -188,6 +198,23 @@ class Repl:
         if cut:
             which = ", ".join(map(str, cut))
             talk.print(f"[yellow]note:[/] cut short: answer {which}; a row teaches the model to stop there")
+
+    def _export(self, argument: str) -> None:
+        voice, sampling = self.session.voice, self.session.sampling
+        text = markdown_transcript(
+            self.session.conversation,
+            base=voice.base.identity.name,
+            system=self.session.system,
+            sampling=sampling.described(),
+        )
+        if not argument:
+            write_answer(text)
+            return
+        path = typed_path(argument)
+        if path.exists():
+            raise MlxLoraError(f"{path}: exists already", "take another name; nothing was overwritten")
+        write_whole(path, text)
+        talk.print(f"written to {escape(str(path.resolve()))}", soft_wrap=True)
 
     def _quit(self, _argument: str) -> None:
         raise Leave

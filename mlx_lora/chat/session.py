@@ -5,12 +5,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mlx_lora.chat.answer_text import AnswerText
+from mlx_lora.chat.answer_text import AnswerText, take_apart
 from mlx_lora.chat.conversation import Conversation, Ending, Turn
 from mlx_lora.chat.interrupt import silent_keyboard, stop_on_interrupt
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.chat.screen import Measured, Screen
 from mlx_lora.dataset.record import Message
+from mlx_lora.errors import AdapterError
 
 if TYPE_CHECKING:
     from mlx_lora.chat.voice import Voice
@@ -44,7 +45,8 @@ class Session:
 
         Raises: MlxLoraError when it cannot be answered; the conversation is then as before.
         """
-        turn = self._answer(self.conversation.messages(self.system, question), question, self._next_seed(), kept=True)
+        messages = self.conversation.messages(self.system, question)
+        turn = self._answer(messages, question, self._next_seed(), self.screen, kept=True)
         if turn.answer or turn.ending is not Ending.INTERRUPTED:
             self.conversation.turns.append(turn)
         return turn
@@ -61,26 +63,28 @@ class Session:
             self.conversation.turns.append(last)
         return turn
 
-    def compare(self, question: str, announce: Callable[[str], None]) -> None:
-        """Answer `question` (or, where it is empty, the last one) as base and as adapter, outside the conversation.
+    def compare(self, question: str, open_screen: Callable[[str], Screen]) -> None:
+        """Answer `question` (or, where it is empty, the last one) as the base and as every adapter of this chat.
 
-        `announce` is told who answers next. Raises: MlxLoraError.
+        It stays outside the conversation. `open_screen` gives the screen for who answers next.
+        Raises: MlxLoraError.
         """
-        was = self.voice.enabled
-        self.voice.switch(was)  # refuses here where there is no adapter
+        if not self.voice.choices:
+            raise AdapterError("no adapter is loaded, there is nothing to compare with", "/adapter NAME loads one")
         earlier = Conversation(list(self.conversation.turns))
         if not question:
             question = earlier.take_back().question
-        messages = earlier.messages(self.system, question)
         seed = self._next_seed()
-        try:
-            for enabled in (False, True):
-                self.voice.switch(enabled)
-                announce(self.voice.label)
-                if self._answer(messages, question, seed, kept=False).ending is Ending.INTERRUPTED:
+        with self.voice.aside():
+            for who in (None, *self.voice.choices):
+                if who is None:
+                    self.voice.switch(False)
+                else:
+                    self.voice.answer_as(who)
+                messages = earlier.messages(self.system, question)
+                screen = open_screen(self.voice.label)
+                if self._answer(messages, question, seed, screen, kept=False).ending is Ending.INTERRUPTED:
                     return
-        finally:
-            self.voice.switch(was)
 
     def reset(self) -> None:
         """Forget the conversation."""
@@ -98,24 +102,24 @@ class Session:
         self.answers += 1
         return seed
 
-    def _answer(self, messages: Sequence[Message], question: str, seed: int, *, kept: bool) -> Turn:
+    def _answer(self, messages: Sequence[Message], question: str, seed: int, screen: Screen, *, kept: bool) -> Turn:
         prompt = self.voice.render(messages)
         opened = self.voice.opens_thinking(prompt)
         pieces = self.voice.stream(prompt, self.sampling, seed)
         text, tokens, rate, ending = "", 0, 0.0, Ending.INTERRUPTED
-        self.screen.begin(AnswerText(self.voice.think_tags, opened=opened))
+        tags = self.voice.think_tags
+        screen.begin(AnswerText(tags, opened=opened))
         with stop_on_interrupt() as stop, silent_keyboard(), closing(pieces):
             try:
                 for piece in pieces:
                     text += piece.text
                     tokens, rate = piece.tokens, piece.tokens_per_second
-                    self.screen.feed(piece.text, tokens)
+                    screen.feed(piece.text, tokens)
                     if piece.done:
-                        room = tokens < self.sampling.max_tokens
-                        ending = Ending.COMPLETE if piece.stopped else Ending.CONTEXT if room else Ending.LENGTH
+                        ending = Ending.of(piece.stopped, tokens, self.sampling.max_tokens)
                     elif stop.asked:
                         break
             except KeyboardInterrupt:  # pressed twice: the pieces end where they are
                 ending = Ending.INTERRUPTED
-        self.screen.end(ending, Measured(tokens, rate, len(prompt) + tokens, self.voice.context, kept))
-        return Turn(question, text, ending)
+        screen.end(ending, Measured(tokens, rate, len(prompt) + tokens, self.voice.context, kept))
+        return Turn(question, text, ending, self.voice.label, take_apart(text, tags, opened=opened))

@@ -1,26 +1,28 @@
-"""Who answers: one base in memory, at most one adapter on it, and what each of them has read so far.
+"""Who answers: one base in memory, the adapters beside it, and what each of them has read so far.
 
 Knows nothing of conversations, commands or terminals.
 """
 
 from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mlx_lora.chat.answer_text import THINK_TAGS
-from mlx_lora.chat.places import adapter_label
+from mlx_lora.chat.places import adapter_label, find_adapter, is_adapter
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.dataset.record import Message
 from mlx_lora.dataset.rendering import render_prompt
 from mlx_lora.errors import AdapterError, ModelError
-from mlx_lora.lora.adapter import AdapterFolder, AppliedAdapter, apply_adapter, read_adapter
-from mlx_lora.lora.adapter_config import WEIGHTS_FILE
-from mlx_lora.lora.inject import remove_lora, set_adapter_enabled
+from mlx_lora.lora.adapter_config import read_adapter_config
+from mlx_lora.lora.bank import AdapterBank, Resident, folder_version
+from mlx_lora.lora.mix import Mix, parse_mix
 from mlx_lora.lora.rendering import Rendering, model_of, rendering_of
 from mlx_lora.model.generate import Piece, PromptCache, stream_answer
 from mlx_lora.model.load import LoadedModel, load_base
+from mlx_lora.model.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _CACHES = 4  # key/value caches kept: those of the base and of the adapters used last
@@ -29,24 +31,46 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len
 
 @dataclass(frozen=True)
 class Attached:
-    """The adapter on the base: the name people use for it, its folder as read, and what applying it did."""
+    """Who answers beside the base: one adapter or a mix, as people name it, and how the prompts are written.
+
+    residents: the adapters in it. rendering: that of the one named first.
+    """
 
     label: str
-    adapter: AdapterFolder
-    applied: AppliedAdapter
-    version: str  # names this state of the files: the key/value cache belongs to it
+    residents: tuple[Resident, ...]
+    rendering: Rendering
+
+    @property
+    def line(self) -> str:
+        """What the adapter does to the base, in a few words."""
+        if len(self.residents) > 1 or self.label != self.residents[0].name:
+            modules = {path for resident in self.residents for path in resident.layers}
+            return f"mixed by weight on {len(modules)} modules"
+        return self.residents[0].applied.line
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know before trusting the answers."""
+        first, *others = self.residents
+        notes = [note for resident in self.residents for note in resident.applied.notes]
+        for other in others:
+            if rendering_of(other.adapter.config, other.adapter.folder) != self.rendering:
+                notes.append(f"prompts are written as {first.name} wants them; {other.name} was trained with others")
+        return tuple(notes)
 
 
 class Voice:
-    """Answers prompts as the base, or as base and adapter; the key/value caches of the two never mix."""
+    """Answers prompts as the base, an adapter or a mix; their key/value caches never mix."""
 
     def __init__(self, base: LoadedModel) -> None:
         self.base = base
+        self.bank = AdapterBank(base.model, asdict(base.identity))
         self.attached: Attached | None = None
         self.enabled = False
         self.context = context_length(base.config)  # tokens that the model reads and writes, None where it does not say
         self.rendering = Rendering()
         self._tokenizer = base.tokenizer
+        self._tokenizers: dict[str | None, Tokenizer] = {}  # by the adapters' own templates
         self._caches: OrderedDict[str | None, PromptCache] = OrderedDict()
 
     @property
@@ -61,27 +85,57 @@ class Voice:
         begin, end = wrapper.think_start, wrapper.think_end
         return (begin, end) if begin and end else THINK_TAGS
 
-    def use(self, folder: Path) -> Attached:
-        """Put the adapter in `folder` on the base, in place of the one before; prompts are rendered as it was trained.
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Who can answer beside the base: the adapters in the bank, and the mix that was chosen last."""
+        mix = () if self.attached is None or self.attached.label in self.bank.names else (self.attached.label,)
+        return (*self.bank.names, *mix)
 
+    def add(self, folder: Path, name: str | None = None) -> str:
+        """Keep the adapter in `folder` in the bank, read anew where its files have changed; return its name there.
+
+        name: one of its own, not given yet; by default as adapter_label has it.
         Raises: AdapterError for an adapter that cannot be read or belongs to another base; all is then as before.
         """
-        adapter = read_adapter(folder)
-        rendering = rendering_of(adapter.config, folder)
-        before = self.attached
-        remove_lora(self.base.model)
-        try:
-            applied = apply_adapter(self.base.model, adapter, asdict(self.base.identity))
-        except AdapterError:
-            if before is not None:
-                apply_adapter(self.base.model, before.adapter, None)
-                set_adapter_enabled(self.base.model, self.enabled)
-            raise
-        self.base.model.eval()
-        self.attached = Attached(adapter_label(folder), adapter, applied, _version(folder))
-        self.enabled = True
-        self._set_rendering(rendering)
-        return self.attached
+        label = adapter_label(folder) if name is None else name
+        resident = name is None and label in self.bank.names
+        if not resident or self.bank.resident(label).version != folder_version(folder):
+            config, _ = read_adapter_config(folder)
+            self._tokenizer_for(rendering_of(config, folder))  # refuses before anything is kept
+            self.bank.add(label, folder, replace=name is None)
+        return label
+
+    def use(self, who: str | Path) -> Attached:
+        """Answer as the adapter in a folder, of a name under adapters/, or as a mix of such (`a:0.7+b:0.3`).
+
+        Prompts are rendered as it was trained. Raises: AdapterError; who answers is then as before.
+        """
+        mix = parse_mix(str(who), is_adapter)
+        parts = tuple((self.add(find_adapter(name)), weight) for name, weight in mix.parts)
+        return self.answer_as(str(Mix(parts)))
+
+    def lookup(self, names: str) -> Attached:
+        """An adapter of the bank, or a mix of several, by the names there. Raises: AdapterError."""
+        mix = self.bank.parse(names)
+        residents = tuple(self.bank.resident(name) for name in mix.names)
+        first = residents[0].adapter
+        return Attached(str(mix), residents, rendering_of(first.config, first.folder))
+
+    def answer_as(self, names: str) -> Attached:
+        """Answer as what `lookup` finds, which it returns. Raises: AdapterError; who answers is then as before."""
+        attached = self.lookup(names)
+        self._put(attached, True)
+        return attached
+
+    def answer_as_base(self) -> None:
+        """Answer as the base alone, its prompts plain."""
+        self._put(None, False)
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter of the bank; where it answers, the base does from now on. Raises: AdapterError."""
+        self.bank.remove(name)
+        if self.attached is not None and name in [resident.name for resident in self.attached.residents]:
+            self.answer_as_base()
 
     def switch(self, enabled: bool) -> None:
         """Switch the adapter on or off; the prompt stays rendered as the adapter wants it, so that only it differs.
@@ -90,8 +144,16 @@ class Voice:
         """
         if self.attached is None:
             raise AdapterError("no adapter is loaded, the base answers already", "/adapter NAME loads one")
-        set_adapter_enabled(self.base.model, enabled)
-        self.enabled = enabled
+        self._put(self.attached, enabled)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Inside, others may answer; afterwards it is who it was."""
+        before, enabled = self.attached, self.enabled
+        try:
+            yield
+        finally:
+            self._put(before, enabled)
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """The tokens of the prompt, up to where the answer starts, exactly as in training."""
@@ -137,29 +199,41 @@ class Voice:
         self._caches.clear()
 
     def _cache(self) -> PromptCache:
-        key = self.attached.version if self.attached is not None and self.enabled else None
+        key = self.bank.cache_key
         cache = self._caches.setdefault(key, PromptCache())
         self._caches.move_to_end(key)
         while len(self._caches) > _CACHES:
             self._caches.popitem(last=False)
         return cache
 
-    def _set_rendering(self, rendering: Rendering) -> None:
-        self.rendering = rendering
-        self._tokenizer = self.base.tokenizer.with_chat_template(rendering.chat_template, rendering.place)
+    def _put(self, attached: Attached | None, enabled: bool) -> None:
+        rendering = Rendering() if attached is None else attached.rendering
+        tokenizer = self._tokenizer_for(rendering)
+        self.bank.activate(attached.label if attached is not None and enabled else None)
+        self.attached, self.enabled, self.rendering, self._tokenizer = attached, enabled, rendering, tokenizer
+
+    def _tokenizer_for(self, rendering: Rendering) -> Tokenizer:
+        template = rendering.chat_template
+        if template not in self._tokenizers:
+            self._tokenizers[template] = self.base.tokenizer.with_chat_template(template, rendering.place)
+        return self._tokenizers[template]
 
 
-def load_voice(adapter: Path | None, *, model: str | None, revision: str | None) -> Voice:
-    """Load the base (`model`, or the one that `adapter` was trained on, or the built-in one) and put `adapter` on it.
+def load_voice(adapters: Sequence[str | Path], *, model: str | None, revision: str | None) -> Voice:
+    """Load the base (`model`, or that of the first adapter, or the built-in one) and all `adapters`; the first answers.
 
-    Raises: ModelError, AdapterError.
+    adapters: as Voice.use takes them. Raises: ModelError, AdapterError.
     """
-    if adapter is not None and model is None:
-        model, stored_revision = model_of(read_adapter(adapter).config, adapter)
+    folders = [find_adapter(name) for who in adapters for name in parse_mix(str(who), is_adapter).names]
+    if folders and model is None:
+        config, _ = read_adapter_config(folders[0])
+        model, stored_revision = model_of(config, folders[0])
         revision = revision or stored_revision
     voice = Voice(load_base(model or DEFAULT_MODEL, revision=revision))
-    if adapter is not None:
-        voice.use(adapter)
+    for folder in folders:
+        voice.add(folder)
+    if adapters:
+        voice.use(adapters[0])
     return voice
 
 
@@ -172,9 +246,3 @@ def context_length(config: Mapping[str, Any]) -> int | None:
             if isinstance(value, int) and value > 0:
                 return value
     return None
-
-
-def _version(folder: Path) -> str:
-    weights = folder / WEIGHTS_FILE
-    facts = weights.stat()
-    return f"{weights.resolve()} {facts.st_mtime_ns} {facts.st_size}"

@@ -2,13 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from itertools import chain
-from pathlib import Path
 
 from mlx_lora.chat.conversation import Ending
-from mlx_lora.chat.places import adapter_names, find_adapter, history_path
+from mlx_lora.chat.places import adapter_names, history_path
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.chat.screen import LineScreen, PlainScreen, TerminalScreen
 from mlx_lora.chat.session import Session, SystemPrompt
@@ -20,7 +19,7 @@ _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def run_chat(
-    adapter: Path | None,
+    adapters: Sequence[str],
     *,
     model: str | None,
     revision: str | None,
@@ -33,22 +32,21 @@ def run_chat(
 ) -> int:
     """Chat until the person leaves, or answer `prompt`, or the lines of a stdin that is no terminal.
 
-    adapter: a folder, or a name under adapters/; None for the base alone. model: the base, by default the adapter's or
-    the built-in one. system: replaces the adapter's system prompt; "" for none. Returns 0, 130 after Ctrl-C without a
-    prompt to go back to, 141 when the reader of stdout has left.
+    adapters: folders, names under adapters/, mixes (a:0.7+b:0.3); the first answers, none leaves the base alone. model:
+    the base, by default that of the first adapter or the built-in one. system: replaces the adapter's system prompt; ""
+    for none. Returns 0, 130 after Ctrl-C without a prompt to go back to, 141 when the reader of stdout has left.
     Raises: MlxLoraError.
     """
     sampling = Sampling(temperature, top_p, max_tokens, seed)
-    folder = None if adapter is None else find_adapter(str(adapter))
     questions = _questions(prompt)
     chosen = None if system is None else SystemPrompt(_text(system, "--system") or None)
     _replace_what_cannot_be_shown()
     try:
         if questions is None:
-            _talk(folder, model, revision, sampling, chosen)
+            _talk(adapters, model, revision, sampling, chosen)
             return 0
         screen = LineScreen() if prompt is None else PlainScreen()
-        session = _open_session(screen, folder, model, revision, sampling, chosen)
+        session = _open_session(screen, adapters, model, revision, sampling, chosen)
         interrupted = any(session.ask(question).ending is Ending.INTERRUPTED for question in questions)
         return _INTERRUPTED if interrupted else 0
     except KeyboardInterrupt:
@@ -59,19 +57,20 @@ def run_chat(
 
 
 def _talk(
-    folder: Path | None, model: str | None, revision: str | None, sampling: Sampling, chosen: SystemPrompt | None
+    adapters: Sequence[str], model: str | None, revision: str | None, sampling: Sampling, chosen: SystemPrompt | None
 ) -> None:
     from mlx_lora.chat.keyboard import Keyboard
     from mlx_lora.chat.repl import Repl
 
     screen = TerminalScreen()
-    session = _open_session(screen, folder, model, revision, sampling, chosen)
-    Repl(session, screen, Keyboard(history_path(), adapter_names)).run()
+    session = _open_session(screen, adapters, model, revision, sampling, chosen)
+    keyboard = Keyboard(history_path(), lambda: dict.fromkeys([*session.voice.bank.names, *adapter_names()]))
+    Repl(session, screen, keyboard).run()
 
 
 def _open_session(
     screen: LineScreen | PlainScreen | TerminalScreen,
-    folder: Path | None,
+    adapters: Sequence[str],
     model: str | None,
     revision: str | None,
     sampling: Sampling,
@@ -80,10 +79,10 @@ def _open_session(
     with talk.status("loading…") if talk.is_terminal else nullcontext():
         from mlx_lora.chat.voice import load_voice  # importing MLX and transformers takes seconds, too
 
-        voice = load_voice(folder, model=model, revision=revision)
+        voice = load_voice(adapters, model=model, revision=revision)
     if voice.attached is not None and not isinstance(screen, TerminalScreen):  # whose header says it
-        talk.print(f"{voice.attached.label}: {voice.attached.applied.line}", markup=False, soft_wrap=True)
-        for note in voice.attached.applied.notes:
+        talk.print(f"{voice.attached.label}: {voice.attached.line}", markup=False, soft_wrap=True)
+        for note in voice.attached.notes:
             talk.print(f"note: {note}", markup=False, soft_wrap=True)
     return Session(voice, screen, sampling, chosen)
 

@@ -47,7 +47,9 @@ def run_pull(
         peft = PEFT_WEIGHTS_FILE in found.sizes
         raise AdapterError(
             f"{repository}: holds {'a PEFT adapter' if peft else 'no adapter'}, not one of MLX ({WEIGHTS_FILE})",
-            "download it with `hf download`, and import the folder" if peft else "is it the right repository?",
+            f"`hf download {repository} --local-dir DIR`, then `mlx-lora import DIR -o adapters/NAME`"
+            if peft
+            else "is it the right repository?",
         )
     wanted = [
         path

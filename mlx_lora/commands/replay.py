@@ -24,19 +24,13 @@ def build_replay(
     ranks: int,
 ) -> "list[Example]":
     """The rows that the epochs of the `taught` rows draw from; says in one line what they are. Raises: DataError."""
-    from mlx_lora.dataset.examples import record_prompt
-    from mlx_lora.dataset.replay import build_replay_examples, choose_prompts, read_prompts, replay_rows
-    from mlx_lora.training.loop import build_schedule
+    from mlx_lora.dataset.replay import build_replay_examples, replay_rows
     from mlx_lora.training.replay import answer_prompts
 
     count = replay_rows(len(taught), config.data.replay)
+    prompts = _prompts(config, tokenizer, splits, len(taught), ranks)
     if not count:
         return []
-    asked = [*splits.train, *splits.valid, *splits.test]
-    schedule = build_schedule([1] * len(taught), config.train, ranks)
-    most = -(-count * schedule.total_steps // schedule.steps_per_epoch)  # more are never reached
-    chosen = choose_prompts(read_prompts(config.data.replay_prompts), most, config.train.seed, asked)
-    prompts = [record_prompt(record, tokenizer, config.data) for record in chosen]
     name = f"{base.identity.config_sha256} {base.identity.weights_sha256} {base.compute}"
     answers = []
     with RowsBar("the base answers replay prompts") as bar:
@@ -56,3 +50,39 @@ def build_replay(
         soft_wrap=True,
     )
     return rows
+
+
+def stand_in_rows(
+    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", taught: "Sequence[Example]", ranks: int = 1
+) -> "list[Example]":
+    """Rows as long as the longest that build_replay can return, with nothing in their answers. Raises: DataError."""
+    import numpy as np
+
+    from mlx_lora.dataset.examples import Expected
+    from mlx_lora.dataset.replay import BaseAnswer, build_replay_examples
+    from mlx_lora.training.replay import LIKELIEST, MOST_TOKENS
+
+    prompts = _prompts(config, tokenizer, splits, len(taught), ranks)
+    nothing = Expected(
+        np.zeros((MOST_TOKENS, LIKELIEST), np.int32), np.full((MOST_TOKENS, LIKELIEST), 0.5 / LIKELIEST, np.float32)
+    )
+    answer = BaseAnswer([0] * MOST_TOKENS, False, nothing)
+    return build_replay_examples(prompts, [answer] * len(prompts), taught, config.data) if prompts else []
+
+
+def _prompts(
+    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", taught: int, ranks: int
+) -> list[list[int]]:
+    """The prompts that the base answers, none without data.replay."""
+    from mlx_lora.dataset.examples import record_prompt
+    from mlx_lora.dataset.replay import choose_prompts, read_prompts, replay_rows
+    from mlx_lora.training.loop import build_schedule
+
+    count = replay_rows(taught, config.data.replay)
+    if not count:
+        return []
+    asked = [*splits.train, *splits.valid, *splits.test]
+    schedule = build_schedule([1] * taught, config.train, ranks)
+    most = -(-count * schedule.total_steps // schedule.steps_per_epoch)  # more are never reached
+    chosen = choose_prompts(read_prompts(config.data.replay_prompts), most, config.train.seed, asked)
+    return [record_prompt(record, tokenizer, config.data) for record in chosen]

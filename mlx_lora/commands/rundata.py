@@ -11,10 +11,10 @@ def load_run_tokenizer(config: RunConfig) -> Tokenizer:
     Raises: ModelError when it cannot be loaded; ConfigError when data.chat_template cannot be read.
     """
     from mlx_lora.dataset.rendering import read_template
-    from mlx_lora.model.builtin import BUILTIN_MODELS, is_converted
     from mlx_lora.model.load import load_tokenizer
+    from mlx_lora.model.sources import needs_conversion
 
-    if config.model in BUILTIN_MODELS and not is_converted(config.model):
+    if needs_conversion(config.model):
         talk.print(f"converting {config.model} once …", markup=False)
     tokenizer = load_tokenizer(config.model, revision=config.revision)
     path = config.data.chat_template

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.preflight import fit_run, resolve_auto, run_rows
 from mlx_lora.commands.runfacts import run_facts
 from mlx_lora.commands.trainloop import train_and_validate
 from mlx_lora.commands.trainresume import require_same_run, resume_session, saved_line
@@ -42,18 +43,34 @@ def run_train(
     force: bool = False,
     json_output: bool = False,
 ) -> int:
-    """Train as the run file says; return the exit code (0, or 130 when a signal ended the run).
-
-    `force`: resume in spite of differences that are safe. Started by `mlx.launch`, this process is one of several
-    ranks, and only the first of them prints and writes.
-    """
+    """Train as the run file says; return the exit code (0, or 130 when a signal ended the run)."""
     config = load_config(path, overrides)
+    try:
+        summary = train_run(config, f"mlx-lora train {path} --resume", resume=resume, overwrite=overwrite, force=force)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    if summary is None:
+        return 0  # mlx.launch ends the other ranks when one ends with anything else
+    if json_output:
+        sys.stdout.write(json.dumps(summary) + "\n")
+    return INTERRUPTED if summary["ended_by"] == "signal" else 0
+
+
+def train_run(
+    config: RunConfig, again: str, *, resume: bool = False, overwrite: bool = False, force: bool = False
+) -> dict[str, Any] | None:
+    """Train, say what happens, and return the summary (see build_summary); None on a rank that does not lead.
+
+    again: how a person goes on with the run. `force`: resume in spite of differences that are safe. Started by
+    `mlx.launch`, this process is one of several ranks, and only the first of them prints and writes.
+    Raises: MlxLoraError; KeyboardInterrupt, which has been said aloud then, for an end at once.
+    """
     from mlx_lora.training.distributed import join_group
 
     group = join_group()
-    talk.quiet = not group.leads
+    talk.quiet = talk.quiet or not group.leads
     folder = typed_path(config.output_dir)
-    again = f"{'mlx.launch … -- ' if group.size > 1 else ''}mlx-lora train {path} --resume"
+    again = f"mlx.launch … -- {again}" if group.size > 1 else again
     stop = Stop()
     try:
         with stop_signals(stop, group):
@@ -70,13 +87,11 @@ def run_train(
     except KeyboardInterrupt:
         what = f"at once; {saved_line(folder, again)}" if stop.training else "before the first step"
         talk.print(f"stopped {what}", markup=False, soft_wrap=True)
-        return INTERRUPTED
+        raise
     if not group.leads:
-        return 0  # mlx.launch ends the other ranks when one ends with anything else
+        return None
     print_summary(summary, folder, again)
-    if json_output:
-        sys.stdout.write(json.dumps(summary) + "\n")
-    return INTERRUPTED if summary["ended_by"] == "signal" else 0
+    return summary
 
 
 def _run(
@@ -98,7 +113,7 @@ def _run(
         if group.leads and not resume:
             _clear(folder)
         if group.leads:
-            write_whole(folder / "run.yaml", dump_config(config))
+            write_whole(folder / "run.yaml", dump_config(session.config))
         started = time.perf_counter()
         resume_step = session.progress.step if resume else None
         with Metrics(folder / "metrics.jsonl", resume_step) if group.leads else nullcontext() as metrics:
@@ -134,12 +149,15 @@ def _build(
     splits = load_splits(config.data, config.train.seed)
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data)
+    rows = run_rows(config, tokenizer, splits, built)
+    config = resolve_auto(config, rows, earlier=Path(config.output_dir) / "run.yaml" if checkpoint else None)
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
     inspection.raise_faults()
     for warning in inspection.warnings:
         talk.print(f"warning: {warning}", markup=False, soft_wrap=True)
     train_set, valid_set = built["train"].examples, built["valid"].examples
     questions = read_retention(config, tokenizer)
+    fit_run(config, rows)
     base = load_base(config.model, revision=config.revision, compute=config.compute)
     replay = build_replay(config, base, tokenizer, splits, train_set, group.size)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)

@@ -47,8 +47,11 @@ def stop_signals(stop: Stop, group: "Group") -> Iterator[None]:
     """Inside, the first Ctrl-C or SIGTERM asks `stop` for an end after this step; a second one is a KeyboardInterrupt.
 
     Before `training` the first one is. Where the interrupt does not get through, the process ends after GRACE_SECONDS:
-    the files are whole at any moment.
+    the files are whole at any moment. Outside the main thread, which alone is told of signals, nothing is done.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     signals = _Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -99,8 +99,8 @@ def inspect_splits(
     records = _named(splits)
     reports = {name: _report(records[name], built[name], eos_ids, config.data) for name in records}
     lengths = [len(example.tokens) - 1 for example in built["train"].examples]
-    groups = prefix_groups(built["train"].examples, config.train.batch_size) if config.train.group_by_prefix else None
-    plan = plan_epoch(lengths, config.train.batch_size, seed=config.train.seed, epoch=0, groups=groups)
+    groups = prefix_groups(built["train"].examples, config.train.batch_rows) if config.train.group_by_prefix else None
+    plan = plan_epoch(lengths, config.train.batch_rows, seed=config.train.seed, epoch=0, groups=groups)
     steps_per_epoch = -(-len(plan) // config.train.gradient_accumulation_steps)
     steps = config.train.steps or (config.train.epochs or 0) * steps_per_epoch
     overlaps = {f"train/{name}": _overlap(splits.train, records[name]) for name in ("valid", "test")}

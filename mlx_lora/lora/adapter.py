@@ -3,7 +3,7 @@
 Loading is strict both ways and checked before the model is touched. Knows nothing of training; imports MLX only.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,6 +47,7 @@ class AdapterFolder:
     config: dict[str, Any]
     parameters: AdapterParameters
     tensors: dict[str, mx.array]
+    weights: str = WEIGHTS_FILE  # the name of the tensors' file; an imported one has another
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -256,7 +257,7 @@ def _expected_modules(model: nn.Module, parameters: AdapterParameters) -> set[st
     return found | {path for path, module in iter_modules(model) if path in keys and can_adapt(module)}
 
 
-def _mlx_lm_keys(model: nn.Module, adapted: Iterable[str]) -> tuple[list[str], int]:
+def _mlx_lm_keys(model: nn.Module, adapted: Collection[str]) -> tuple[list[str], int]:
     """Keys relative to a layer, and the number of last layers, that make mlx-lm adapt exactly the paths `adapted`."""
     layers = iter_layers(model)
     keys: dict[str, None] = {}
@@ -265,7 +266,11 @@ def _mlx_lm_keys(model: nn.Module, adapted: Iterable[str]) -> tuple[list[str], i
         layer = next((layer for layer in layers if path.startswith(f"{layer.path}.")), None)
         keys[path if layer is None else path.removeprefix(f"{layer.path}.")] = None
         lowest = lowest if layer is None else min(lowest, layer.index)
-    return list(keys), len(layers) - lowest
+    number = len(layers) - lowest
+    covered = {f"{layer.path}.{path}" for layer in layers[lowest:] for path in adaptable_modules(layer) if path in keys}
+    if covered - set(adapted):  # an imported adapter may leave out some layers: then each module by its whole path
+        return list(adapted), number
+    return list(keys), number
 
 
 def _check_shapes(adapter: AdapterFolder, modules: Mapping[str, nn.Module]) -> None:
@@ -280,7 +285,7 @@ def _check_shapes(adapter: AdapterFolder, modules: Mapping[str, nn.Module]) -> N
             tensor = adapter.tensors.get(f"{path}.{part}")
             if tensor is not None and tensor.shape != expected[part]:
                 raise AdapterError(
-                    f"{adapter.folder / WEIGHTS_FILE}: {path}.{part} has shape {tensor.shape}, "
+                    f"{adapter.folder / adapter.weights}: {path}.{part} has shape {tensor.shape}, "
                     f"this base and rank {rank} need {expected[part]}",
                     "the adapter belongs to another base, or its config was changed",
                 )

@@ -91,7 +91,8 @@ def _check_files(folder: Path) -> None:
             continue
         if (folder / PEFT_WEIGHTS_FILE).is_file():
             raise AdapterError(
-                f"{folder}: a PEFT adapter ({PEFT_WEIGHTS_FILE}), not one of MLX", f"{WEIGHTS_FILE} is needed"
+                f"{folder}: a PEFT adapter ({PEFT_WEIGHTS_FILE}), not one of MLX",
+                f"take it over with `mlx-lora import {folder} -o NAME`",
             )
         raise AdapterError(f"{folder}: no {name} in it", "is this the adapter's folder, and did its training finish?")
 

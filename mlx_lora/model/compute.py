@@ -33,7 +33,7 @@ def apply_compute(model: nn.Module, compute: str) -> str:
     stored = _stored_type(model)
     on_cpu = _on_cpu()
     device = "CPU" if on_cpu else "GPU"
-    target = compute if compute != "auto" else "float32" if on_cpu else "quantized"
+    target = target_type(compute)
     if target == "quantized":
         mx.eval(model.parameters())
         return f"{stored}, as stored ({device} device)"
@@ -52,6 +52,26 @@ def apply_compute(model: nn.Module, compute: str) -> str:
     if quantized:
         return f"{target}, dequantized from {stored} ({device} device)"
     return f"{target} ({device} device)" if stored == target else f"{target}, stored as {stored} ({device} device)"
+
+
+def target_type(compute: str) -> str:
+    """What `compute` comes to on this device: "quantized" (as stored) or the name of a dtype."""
+    return compute if compute != "auto" else "float32" if _on_cpu() else "quantized"
+
+
+def computed_bytes(model: nn.Module, compute: str) -> int:
+    """Size of the weights once `apply_compute` is done; `model` is just loaded, and nothing is computed."""
+    target = target_type(compute)
+    if target == "quantized":
+        parameters: Any = tree_flatten(model.parameters())
+        return sum(array.nbytes for _, array in parameters)
+    plain = 0
+    for module in model.modules():
+        own = {name: value for name, value in module.items() if isinstance(value, mx.array)}
+        packed = "scales" in own and hasattr(module, "group_size")
+        plain += sum(array.size for name, array in own.items() if not packed or name == "bias")
+        plain += own["weight"].size * 32 // module.bits if packed else 0
+    return plain * _DTYPES[target].size
 
 
 def _on_cpu() -> bool:

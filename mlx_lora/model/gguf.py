@@ -1,27 +1,21 @@
 """GGUF's llama layout to MLX arrays, without loss. Knows nothing of tokenizers, folders or the network."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mlx_lora.errors import ModelError
+from mlx_lora.model.gguf_layout import mlx_name, rotary_heads, unpermute_rows
 
 _GROUP = 32  # values that share a scale in Q4_1 and Q8_0, and in the MLX weights made of them
-_BLOCK = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "attn_q.weight": "self_attn.q_proj.weight",
-    "attn_k.weight": "self_attn.k_proj.weight",
-    "attn_v.weight": "self_attn.v_proj.weight",
-    "attn_output.weight": "self_attn.o_proj.weight",
-    "ffn_gate.weight": "mlp.gate_proj.weight",
-    "ffn_up.weight": "mlp.up_proj.weight",
-    "ffn_down.weight": "mlp.down_proj.weight",
-}
-_TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
-_TOP["output.weight"] = "lm_head.weight"
-_BITS = {"Q4_1": 4, "Q8_0": 8}
+_BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
+_MLX_VERSION = "look for an MLX version of the model on Hugging Face (mlx-community/…)"
+_PLAIN = ("F16", "F32")
+_ROTARY = "rope_freqs.weight"
+_LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+_STRETCHES = (8.0, 32.0, 16.0)  # Llama 3.1 and 3.3, 3.2, and some models made of them
 
 
 class GgufFile:
@@ -34,15 +28,29 @@ class GgufFile:
         try:
             self._reader: Any = GGUFReader(path)
         except (ValueError, KeyError, IndexError) as error:
-            raise ModelError(f"{path}: is no GGUF file, or is cut off: {error}") from error
+            raise ModelError(f"{path}: is no GGUF file, or is cut off: {error}", "download it again") from error
         self.path = path
         if self.value("general.architecture") != "llama":
-            raise ModelError(f"{path}: holds architecture {self.value('general.architecture')!r}, expected 'llama'")
+            raise ModelError(
+                f"{path}: holds architecture {self.value('general.architecture')!r}, expected 'llama'",
+                _MLX_VERSION,
+            )
 
     def value(self, key: str, default: Any = None) -> Any:
         """The metadata value `key` as Python has it: str, int, float, bool or a list."""
         field = self._reader.fields.get(key)
         return default if field is None else field.contents()
+
+    def check(self) -> None:
+        """Raises: ModelError for whatever the conversion would stop at: settings, tokenizer, names and types."""
+        from mlx_lora.model.gguf_tokenizer import tokenizer_files
+
+        self.config()
+        tokenizer_files(self)
+        for tensor in self._reader.tensors:
+            if tensor.name != _ROTARY:
+                self._mlx_name(tensor.name)
+                self._check_type(tensor)
 
     def config(self) -> dict[str, Any]:
         """config.json of the MLX model: the llama settings, the tokens with a meaning, the quantization per module.
@@ -53,7 +61,7 @@ class GgufFile:
         width = self.value("llama.embedding_length")
         scaling = [key for key in self._reader.fields if key.startswith("llama.rope.scaling")]
         if scaling or self.value("llama.rope.dimension_count", width // heads) != width // heads:
-            raise ModelError(f"{self.path}: scaled or partial rotary embeddings are not converted")
+            raise ModelError(f"{self.path}: scaled or partial rotary embeddings are not converted", _MLX_VERSION)
         config: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -74,52 +82,85 @@ class GgufFile:
             token = self.value(f"tokenizer.ggml.{kind}_token_id")
             if token is not None:
                 config[f"{kind}_token_id"] = token
-        config["quantization"] = self._quantization()
+        if (rule := self._rope_scaling(width // heads, config["rope_theta"])) is not None:
+            config["rope_scaling"] = rule
+        if (quantization := self._quantization()) is not None:
+            config["quantization"] = quantization
         return config
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Every array of the MLX model by name, packed weights, scales and biases included, values unchanged.
+    def iter_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Every array of the MLX model with its name, packed weights, scales and biases included, values unchanged.
 
         Raises: ModelError for a tensor of another name or type.
         """
         heads = self.value("llama.attention.head_count")
         key_heads = self.value("llama.attention.head_count_kv", heads)
-        arrays: dict[str, np.ndarray] = {}
         for tensor in self._reader.tensors:
+            if tensor.name == _ROTARY:
+                continue  # in the config, as a rule
             name = self._mlx_name(tensor.name)
+            self._check_type(tensor)
             kind = tensor.tensor_type.name
-            if kind in _BITS:
-                parts = unpack_q4_1(tensor.data) if kind == "Q4_1" else unpack_q8_0(tensor.data)
-            elif kind in ("F32", "F16"):
-                parts = {"weight": np.array(tensor.data)}
-            else:
-                raise ModelError(
-                    f"{self.path}: tensor {tensor.name} is of type {kind}, expected Q4_1, Q8_0, F16 or F32"
-                )
-            if name.endswith(("q_proj.weight", "k_proj.weight")):
-                rows = heads if name.endswith("q_proj.weight") else key_heads
+            plain = kind in _PLAIN
+            parts = {name.rpartition(".")[2]: np.array(tensor.data)} if plain else _UNPACK[kind](tensor.data)
+            if (rows := rotary_heads(name, heads, key_heads)) is not None:
                 parts = {part: unpermute_rows(array, rows) for part, array in parts.items()}
             for part, array in parts.items():
-                arrays[f"{name.removesuffix('weight')}{part}"] = array
-        return arrays
+                yield f"{name.rpartition('.')[0]}.{part}", array
 
     def _mlx_name(self, name: str) -> str:
-        if name in _TOP:
-            return _TOP[name]
-        prefix, _, rest = name.partition(".")
-        layer, _, part = rest.partition(".")
-        if prefix == "blk" and layer.isdecimal() and part in _BLOCK:
-            return f"model.layers.{layer}.{_BLOCK[part]}"
-        raise ModelError(f"{self.path}: tensor {name} has no place in a llama model")
+        found = mlx_name(name)
+        if found is None or found.endswith(".bias"):
+            raise ModelError(f"{self.path}: tensor {name} has no place in a llama model", _MLX_VERSION)
+        return found
 
-    def _quantization(self) -> dict[str, Any]:
+    def _check_type(self, tensor: Any) -> None:
+        if tensor.tensor_type.name not in (*_UNPACK, *_PLAIN):
+            raise ModelError(
+                f"{self.path}: tensor {tensor.name} is of type {tensor.tensor_type.name}, "
+                f"expected {', '.join((*_UNPACK, *_PLAIN))}",
+                "take the file of the model in one of these types, or an MLX version of it (mlx-community/…)",
+            )
+
+    def _quantization(self) -> dict[str, Any] | None:
         bits = {
             self._mlx_name(tensor.name).removesuffix(".weight"): _BITS[tensor.tensor_type.name]
             for tensor in self._reader.tensors
             if tensor.tensor_type.name in _BITS
         }
+        if not bits:
+            return None
         own = {name: {"group_size": _GROUP, "bits": count} for name, count in bits.items() if count != 4}
         return {"group_size": _GROUP, "bits": 4, "mode": "affine", **own}
+
+    def _rope_scaling(self, dims: int, base: float) -> dict[str, Any] | None:
+        """The rule behind the factors of Llama 3's rotary waves, None where there are none.
+
+        Raises: ModelError for factors of another rule: MLX has no place for a list.
+        """
+        tensor = next((tensor for tensor in self._reader.tensors if tensor.name == _ROTARY), None)
+        if tensor is None:
+            return None
+        for factor in _STRETCHES:
+            rule = {"rope_type": "llama3", "factor": factor, **_LLAMA_3}
+            if np.allclose(llama3_factors(rule, dims, base), np.array(tensor.data).reshape(-1), rtol=1e-4):
+                return rule
+        raise ModelError(
+            f"{self.path}: {_ROTARY} is not by the rule of Llama 3.1 to 3.3",
+            _MLX_VERSION,
+        )
+
+
+def llama3_factors(rule: Mapping[str, Any], dims: int, base: float) -> np.ndarray:
+    """By how much each rotary wave of a head of `dims` is slowed, (dims / 2,) float64.
+
+    Source: transformers modeling_rope_utils.py, _compute_llama3_parameters.
+    """
+    waves = 2 * np.pi * base ** (np.arange(0, dims, 2) / dims)
+    low, high, factor = rule["low_freq_factor"], rule["high_freq_factor"], rule["factor"]
+    smooth = np.clip((rule["original_max_position_embeddings"] / waves - low) / (high - low), 0, 1)
+    slowed: np.ndarray = 1 / ((1 - smooth) / factor + smooth)
+    return slowed
 
 
 def unpack_q4_1(blocks: np.ndarray) -> dict[str, np.ndarray]:
@@ -139,6 +180,21 @@ def unpack_q4_1(blocks: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
+def unpack_q4_0(blocks: np.ndarray) -> dict[str, np.ndarray]:
+    """Q4_0 rows, (rows, blocks · 18) uint8, as MLX's affine 4-bit: d·(q − 8) = d·q − 8·d, which float16 holds exactly.
+
+    Returns as unpack_q4_1. Raises: ModelError for a scale that float16 cannot shift.
+    Source: ggml-common.h block_q4_0 {d, qs[16]}.
+    """
+    rows = blocks.reshape(blocks.shape[0], -1, 18)
+    with np.errstate(over="ignore"):  # looked for below
+        minimum = np.ascontiguousarray(rows[:, :, :2]).view("<f2") * np.float16(-8)
+    if not np.isfinite(minimum).all():
+        raise ModelError("a Q4_0 tensor has a scale over 8191, which float16 cannot shift", _MLX_VERSION)
+    whole = np.concatenate([rows[:, :, :2], minimum.view(np.uint8), rows[:, :, 2:]], axis=-1)
+    return unpack_q4_1(whole.reshape(blocks.shape[0], -1))
+
+
 def unpack_q8_0(blocks: np.ndarray) -> dict[str, np.ndarray]:
     """Q8_0 rows, (rows, blocks · 34) uint8, as MLX's affine 8-bit: d·q = d·(q + 128) − 128·d.
 
@@ -151,19 +207,13 @@ def unpack_q8_0(blocks: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(over="ignore"):  # looked for below
         biases = scales * np.float16(-128)
     if not np.isfinite(biases).all():
-        raise ModelError("a Q8_0 tensor has a scale over 511, which float16 cannot shift")
+        raise ModelError("a Q8_0 tensor has a scale over 511, which float16 cannot shift", _MLX_VERSION)
     shifted = rows[:, :, 2:] ^ 0x80  # int8 q as uint8 q + 128
     weight = np.ascontiguousarray(shifted).view("<u4").reshape(len(rows), -1)
     return {"weight": weight, "scales": scales, "biases": biases}
 
 
-def unpermute_rows(array: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's order of q and k rows: interleaved rotary pairs back to halves, per head.
-
-    Source: llama.cpp convert_hf_to_gguf.py, LlamaModel.permute.
-    """
-    half = array.shape[0] // heads // 2
-    return np.ascontiguousarray(array.reshape(heads, half, 2, -1).swapaxes(1, 2).reshape(array.shape))
+_UNPACK = {"Q4_0": unpack_q4_0, "Q4_1": unpack_q4_1, "Q8_0": unpack_q8_0}
 
 
 def _shortest(number: float) -> float:

@@ -1,10 +1,13 @@
-"""A GGUF file's byte-level BPE tokenizer to the files that transformers reads. Knows nothing of tensors or folders."""
+"""A GGUF file's tokenizer to the files that transformers reads: byte-level BPE or SentencePiece's. Knows no tensors."""
 
 from typing import Any, Protocol
 
 from mlx_lora.errors import ModelError
+from mlx_lora.model.pre_tokenizers import BYTE_LEVEL, PRE_TOKENIZERS, SYNONYMS
+from mlx_lora.model.sentence_pieces import decoder_of, merges_of, normalizer_of
 
-_CONTROL, _USER_DEFINED = 3, 4  # llama.h: llama_token_type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # llama.h: llama_token_type
+_ADDED = (_UNKNOWN, _CONTROL, _USER_DEFINED)  # taken out of a text before it is cut
 
 
 class Metadata(Protocol):
@@ -17,17 +20,11 @@ class Metadata(Protocol):
 def tokenizer_files(gguf: Metadata) -> dict[str, dict[str, Any]]:
     """tokenizer.json, tokenizer_config.json and generation_config.json by name; the chat template byte for byte.
 
-    Raises: ModelError for a tokenizer that is not byte-level BPE with single digits ("smollm").
-    Source: llama.cpp llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM. transformers reads such a tokenizer only with torch.
+    Raises: ModelError for a tokenizer of another kind, or that cuts texts in a way that has no name here.
+    Source: llama.cpp llama-vocab.cpp. transformers reads such a tokenizer only with torch.
     """
-    kind = (gguf.value("tokenizer.ggml.model"), gguf.value("tokenizer.ggml.pre"))
-    if kind != ("gpt2", "smollm"):
-        raise ModelError(f"the GGUF tokenizer is {kind}, expected ('gpt2', 'smollm')")
     tokens: list[str] = gguf.value("tokenizer.ggml.tokens")
-    types: list[int] = gguf.value("tokenizer.ggml.token_type", [1] * len(tokens))
-    added = [
-        _added(number, tokens[number], kind) for number, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED)
-    ]
+    types: list[int] = gguf.value("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
     named = {
         role: tokens[gguf.value(f"tokenizer.ggml.{key}_token_id")]
         for role, key in (
@@ -38,30 +35,23 @@ def tokenizer_files(gguf: Metadata) -> dict[str, dict[str, Any]]:
         )
         if gguf.value(f"tokenizer.ggml.{key}_token_id") is not None
     }
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    parts, adds_bos = _sentence_pieces(gguf, tokens, types) or _byte_level(gguf, tokens)
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
-        "normalizer": None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
-        },
-        "post_processor": None,
-        "decoder": {**byte_level, "add_prefix_space": True},
+        "added_tokens": [_added(number, tokens[number], kind) for number, kind in enumerate(types) if kind in _ADDED],
+        "normalizer": parts["normalizer"],
+        "pre_tokenizer": parts["pre_tokenizer"],
+        "post_processor": _bos_first(named.get("bos_token"), gguf, adds_bos),
+        "decoder": parts["decoder"],
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": None,
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
+            **parts["model"],
             "vocab": {token: number for number, token in enumerate(tokens)},
-            "merges": [merge.split(" ") for merge in gguf.value("tokenizer.ggml.merges")],
         },
     }
     settings = {
@@ -85,6 +75,54 @@ def tokenizer_files(gguf: Metadata) -> dict[str, dict[str, Any]]:
     }
 
 
+def _byte_level(gguf: Metadata, tokens: list[str]) -> tuple[dict[str, Any], bool]:
+    """The parts of tokenizer.json for byte-level BPE, and whether a text begins with BOS where the file is silent."""
+    model, pre = gguf.value("tokenizer.ggml.model"), gguf.value("tokenizer.ggml.pre")
+    known = PRE_TOKENIZERS.get(SYNONYMS.get(pre, pre))
+    if model != "gpt2" or known is None:
+        raise ModelError(
+            f"the GGUF file's tokenizer is {model!r} with {pre!r}, "
+            f"expected 'llama', or 'gpt2' with {', '.join(PRE_TOKENIZERS)}",
+            "look for an MLX version of the model on Hugging Face (mlx-community/…)",
+        )
+    merges = [merge.split(" ") for merge in gguf.value("tokenizer.ggml.merges", [])]
+    rules = {"unk_token": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": known.ignore_merges}
+    return {
+        "normalizer": {"type": "NFC"} if known.normalized else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": list(known.steps)},
+        "decoder": {**BYTE_LEVEL, "add_prefix_space": True},
+        "model": {**rules, "merges": merges},
+    }, known.adds_bos
+
+
+def _sentence_pieces(gguf: Metadata, tokens: list[str], types: list[int]) -> tuple[dict[str, Any], bool] | None:
+    """The same for SentencePiece's BPE; None for a file of another kind."""
+    if gguf.value("tokenizer.ggml.model") != "llama":
+        return None
+    scores: list[float] = gguf.value("tokenizer.ggml.scores", [0.0] * len(tokens))
+    built = {tokens[number]: scores[number] for number, kind in enumerate(types) if kind == _NORMAL}
+    unknown = next((tokens[number] for number, kind in enumerate(types) if kind == _UNKNOWN), None)
+    adds_space = bool(gguf.value("tokenizer.ggml.add_space_prefix", True))
+    rules = {"unk_token": unknown, "fuse_unk": True, "byte_fallback": True, "ignore_merges": False}
+    return {
+        "normalizer": normalizer_of(adds_space=adds_space),
+        "pre_tokenizer": None,
+        "decoder": decoder_of(adds_space=adds_space),
+        "model": {**rules, "merges": merges_of(built)},
+    }, True
+
+
+def _bos_first(bos: str | None, gguf: Metadata, by_itself: bool) -> dict[str, Any] | None:
+    """The step that puts the first token before a text, where the file asks for it."""
+    if bos is None or not gguf.value("tokenizer.ggml.add_bos_token", by_itself):
+        return None
+    text = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    pair = [*text, {"Sequence": {"id": "B", "type_id": 1}}]
+    number = gguf.value("tokenizer.ggml.bos_token_id")
+    tokens = {bos: {"id": bos, "ids": [number], "tokens": [bos]}}
+    return {"type": "TemplateProcessing", "single": text, "pair": pair, "special_tokens": tokens}
+
+
 def _added(number: int, content: str, kind: int) -> dict[str, Any]:
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": number, "content": content, **plain, "special": kind == _CONTROL}
+    return {"id": number, "content": content, **plain, "special": kind != _USER_DEFINED}

@@ -57,15 +57,15 @@ def load_base(name: str, *, revision: str | None = None, compute: str = "auto") 
     Raises: ModelError with place, fact and remedy.
     """
     source = find_source(name, revision=revision, weights=False)
-    _check_config(source.path)
+    check_config(source.path)
     if source.revision is not None:  # on Hugging Face: only now are gigabytes worth fetching
         source = find_source(name, revision=source.revision)
-    _check_size(source.path, read_headers(weight_files(source.path)))
+    check_size(source.path, read_headers(weight_files(source.path)))
     tokenizer = _read_tokenizer(source.path)
 
     from mlx_lora.model.compute import apply_compute, quantization_of
 
-    model, config = _read_model(source.path)
+    model, config = read_model(source.path)
     quantization = quantization_of(model)
     compute_text = apply_compute(model, compute)
     _check_logits(source.path, model, tokenizer, compute, compute_text)
@@ -82,7 +82,7 @@ def reload_layers(base: LoadedModel, compute: str, count: int) -> "list[nn.Modul
 
     from mlx_lora.model.compute import apply_compute
 
-    model, _ = _read_model(base.path)  # lazily: weights that nobody asks for stay on disk
+    model, _ = read_model(base.path)  # lazily: weights that nobody asks for stay on disk
     holder: Any = nn.Module()
     holder.layers = list(model.layers[:count])
     holder.eval()
@@ -97,8 +97,8 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> Tokenizer:
     return _read_tokenizer(source.path)
 
 
-def _check_config(folder: Path) -> None:
-    """Refuse what mlx_lm would run, guess or fail on in passing."""
+def check_config(folder: Path) -> None:
+    """Refuse what mlx_lm would run, guess or fail on in passing. Raises: ModelError."""
     place = folder / "config.json"
     config = read_json_object(place)
     if config.get("model_file") is not None:
@@ -146,8 +146,8 @@ def _check_architecture(place: Path, config: dict[str, Any]) -> None:
         ) from error
 
 
-def _check_size(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
-    """Refuse more layers than there are tensors: mlx_lm would build them all before it looks."""
+def check_size(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
+    """Refuse more layers than there are tensors: mlx_lm would build them all before it looks. Raises: ModelError."""
     config = read_json_object(folder / "config.json")
     nested = config.get("text_config")
     for part in (config, nested if isinstance(nested, dict) else {}):
@@ -157,14 +157,35 @@ def _check_size(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
                 raise ModelError(fact, "download or copy the model again")
 
 
-def _read_model(folder: Path) -> tuple["nn.Module", dict[str, Any]]:
+def read_model(folder: Path) -> tuple["nn.Module", dict[str, Any]]:
+    """The model and its config as mlx_lm resolves it; weights are read when they are used. Raises: ModelError."""
     from mlx_lm.utils import load_model
 
     try:
-        loaded: tuple[nn.Module, dict[str, Any]] = load_model(folder, lazy=True, trust_remote_code=False)
+        loaded: tuple[nn.Module, dict[str, Any]] = load_model(
+            folder, lazy=True, model_config=_rotary_settings(folder), trust_remote_code=False
+        )
     except _UNFIT as error:
         raise ModelError(f"{folder}: its weights do not fit its config.json: {_short(error)}", _UNFIT_HINT) from error
     return loaded
+
+
+def _rotary_settings(folder: Path) -> dict[str, Any]:
+    """What transformers 5 writes under rope_parameters, under the names that mlx-lm's models read.
+
+    Without them most models of mlx-lm 0.32.2 compute with a default frequency, and say nothing.
+    """
+    config = read_json_object(folder / "config.json")
+    nested = config.get("rope_parameters")
+    if not isinstance(nested, dict):
+        return {}
+    full, sliding = nested.get("full_attention", nested), nested.get("sliding_attention")
+    found = {"rope_theta": full.get("rope_theta")}
+    if full.get("rope_type", "default") != "default":
+        found["rope_scaling"] = {key: value for key, value in full.items() if key != "rope_theta"}
+    if isinstance(sliding, dict):
+        found["rope_local_base_freq"] = sliding.get("rope_theta")
+    return {key: value for key, value in found.items() if value is not None and config.get(key) is None}
 
 
 def _check_logits(folder: Path, model: "nn.Module", tokenizer: Tokenizer, compute: str, compute_text: str) -> None:

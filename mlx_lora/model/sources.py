@@ -13,7 +13,8 @@ from typing import Any
 
 from mlx_lora.errors import ModelError
 from mlx_lora.files import typed_path
-from mlx_lora.model.builtin import BUILTIN_MODELS, ensure_builtin
+from mlx_lora.model.builtin import BUILTIN_MODELS, ensure_builtin, is_converted
+from mlx_lora.model.gguf_cache import ensure_gguf, gguf_place, is_whole
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt", "*.tiktoken")
 # Never code (*.py), never pickles (*.bin, *.pt): what is not on the disk cannot be run.
@@ -62,6 +63,8 @@ def find_source(name: str, *, revision: str | None = None, weights: bool = True)
             )
         if name in BUILTIN_MODELS:
             return Source(ensure_builtin(name), name, None)
+        if _is_gguf(path):
+            return Source(ensure_gguf(path), path.resolve().name, None)
         return Source(_checked_folder(path, name), path.resolve().name, None)
     _refuse_file_name(name, path)
     if _looks_like_path(name) or _HUB_ID.fullmatch(name) is None:
@@ -74,6 +77,18 @@ def find_source(name: str, *, revision: str | None = None, weights: bool = True)
     if "/" not in name and (suggestion := _suggestion(name)):
         raise ModelError(f"model {name}: neither a built-in model nor a folder", suggestion)
     return _fetch(name, revision, weights)
+
+
+def needs_conversion(name: str) -> bool:
+    """Whether model `name` will first be converted into the cache: seconds, or minutes for a large GGUF file."""
+    if name in BUILTIN_MODELS:
+        return not is_converted(name)
+    path = typed_path(name)
+    return _is_gguf(path) and not is_whole(*gguf_place(path))
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf" and path.is_file()
 
 
 def _checked_folder(path: Path, name: str) -> Path:
@@ -89,7 +104,8 @@ def _checked_folder(path: Path, name: str) -> Path:
         )
     for kind in ("gguf", "bin", "pt", "pth"):
         if any(path.glob(f"*.{kind}")):
-            raise ModelError(f"model {name}: holds {_FILE_KINDS['.' + kind]} and no config.json", _CONVERT)
+            hint = "give the .gguf file itself" if kind == "gguf" else _CONVERT
+            raise ModelError(f"model {name}: holds {_FILE_KINDS['.' + kind]} and no config.json", hint)
     raise ModelError(f"model {name}: has no config.json", "give the folder that holds config.json and *.safetensors")
 
 
@@ -97,6 +113,8 @@ def _refuse_file_name(name: str, path: Path) -> None:
     kind = _FILE_KINDS.get(path.suffix.lower())
     if kind is not None and not path.is_dir():
         missing = "" if path.exists() else " (and there is no such file)"
+        if path.suffix.lower() == ".gguf":
+            raise ModelError(f"model {name}: no such file", "check the spelling of the path")
         hint = "give the folder that holds it" if path.suffix == ".safetensors" else _CONVERT
         raise ModelError(f"model {name}: is {kind}{missing}, expected a folder with safetensors weights", hint)
 

@@ -21,7 +21,7 @@ _NOT_COMPARED: dict[str, Any] = {
     "model": True,  # base
     "revision": True,
     "data": {"train", "valid", "test", "valid_share", "chat_template"},  # the rows, and their tokens
-    "train": {"epochs", "steps", "engine", "save_every", "keep_last"},  # total_steps, engine
+    "train": {"epochs", "steps", "engine", "save_every", "keep_last", "memory_limit_gb"},  # total_steps, engine
 }
 
 # The one place that says what --force lets pass, and why: the steps already made would have been the same ones.

@@ -67,6 +67,8 @@ class _Capture(PassThrough):
 
 def plain_attributes(layer: nn.Module) -> dict[str, Any]:
     """The attributes of `layer` that are neither weights nor modules."""
+    if isinstance(layer, PassThrough):
+        return dict(object.__getattribute__(layer, "_attributes"))
     own = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
     return own | {
         name: value for name, value in layer.items() if not isinstance(value, (mx.array, nn.Module, list, dict))

@@ -90,7 +90,7 @@ def build_schedule(
     `batch_size` × `ranks`. Of the `replay_pool` rows that follow, each epoch takes the next `replay_rows`, spread over
     its steps.
     """
-    batch_size = settings.batch_size * ranks
+    batch_size = settings.batch_rows * ranks
     batches = math.ceil(len(lengths) / batch_size)
     steps_per_epoch = math.ceil(batches / settings.gradient_accumulation_steps)
     total = settings.steps if settings.steps is not None else (settings.epochs or 1) * steps_per_epoch
@@ -199,6 +199,7 @@ def train_steps(
         mx.random.seed((group.rank << 53) + schedule.seed * 1_000_003 + step)
         nats, gradients = stepper.gradients(arrays[0]) if arrays else stepper.no_gradients()
         for more in arrays[1:]:
+            mx.async_eval(nats, gradients)  # in one graph MLX goes forward through all of them first, and holds it all
             more_nats, more_gradients = stepper.gradients(more)
             nats = nats + more_nats
             gradients = {name: gradient + more_gradients[name] for name, gradient in gradients.items()}

@@ -72,7 +72,7 @@ class Session:
         """Mean nats a trained token over the whole validation set, with dropout off."""
         self.model.eval()
         try:
-            batch_size = self.config.train.batch_size
+            batch_size = self.config.train.batch_rows
             return mean_nats(self.stepper.engine, self.valid_set, batch_size, self.valid_store, self.group)
         finally:
             self.model.train()
@@ -158,7 +158,7 @@ def build_session(
     trainable = Trainable(model)
     group = group or Group()
     taught = [example for example in train_set if example.expected is None]
-    batch_size = config.train.batch_size * group.size
+    batch_size = config.train.batch_rows * group.size
     schedule = build_schedule(
         [len(example.tokens) - 1 for example in taught],
         config.train,
@@ -185,7 +185,7 @@ def prepare_engine(session: Session, first_layer: int, base: str, folder: Path) 
     """
     if session.config.train.engine == "plain":
         return
-    expected = _plain_gradients(session)
+    expected = plain_gradients(session)
     removed = yield from _freeze(session, first_layer, base, folder)
     session.reports.append(_compare(session, expected, removed))
 
@@ -242,7 +242,7 @@ def _freeze(session: Session, first_layer: int, base: str, folder: Path) -> Gene
     return removed
 
 
-def _plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
+def plain_gradients(session: Session) -> tuple[mx.array, dict[str, mx.array]]:
     """The plain way's loss and gradients on the first rows, computed now: the layers may be gone later."""
     batch = check_batch(session.train_set, session.schedule.micro_batches(1)[0])
     optimizer = session.config.optimizer

@@ -62,13 +62,13 @@ class Page:
             self.requests.append(values["request"]["url"])
         return message
 
-    def open(self, path: Path, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
-        """Show a file in a window of this size, as somebody who prefers `scheme` colours."""
+    def open(self, path: Path | str, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
+        """Show a file or an address in a window of this size, as somebody who prefers `scheme` colours."""
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.problems.clear()
         self.requests.clear()
-        self.send("Page.navigate", url=path.resolve().as_uri())
+        self.send("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         while self._read().get("method") != "Page.loadEventFired":
             pass
 

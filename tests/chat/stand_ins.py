@@ -1,11 +1,13 @@
 """Stand-ins for what a chat needs: a voice that says what it is told to, a reader of written entries."""
 
 import signal
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from mlx_lora.chat.places import find_adapter
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.errors import AdapterError, ModelError
 from mlx_lora.lora.adapter import AppliedAdapter
@@ -38,12 +40,29 @@ class ScriptedVoice:
     def label(self) -> str:
         return str(self.attached.label) if self.attached and self.enabled else "base"
 
-    def use(self, folder: Path) -> None:
+    def use(self, who: str | Path) -> None:
+        folder = find_adapter(who) if isinstance(who, str) else who
         if folder.name not in self.adapters:
             raise AdapterError(f"{folder}: belongs to another base")
         applied = AppliedAdapter(tuple(f"m{number}" for number in range(7)), 7, 0.01, ("a note",))
-        self.attached = SimpleNamespace(label=folder.name, applied=applied)
+        self.attached = SimpleNamespace(label=folder.name, line=applied.line, notes=applied.notes)
         self.enabled = True
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return () if self.attached is None else (self.attached.label,)
+
+    def lookup(self, _name: str) -> Any:
+        return self.attached
+
+    def answer_as(self, _name: str) -> None:
+        self.switch(True)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        before = self.enabled
+        yield
+        self.enabled = before
 
     def switch(self, enabled: bool) -> None:
         if self.attached is None:

@@ -86,6 +86,7 @@ def completions(text: str) -> list[str]:
         ("/ad", ["/adapter", "/adapters"]),
         ("/adapter ", ["/adapter stanley-cup", "/adapter support", "/adapter off"]),
         ("/adapter st", ["/adapter stanley-cup"]),
+        ("/adapter support:0.7+st", ["/adapter support:0.7+stanley-cup"]),
         ("/set t", ["/set temperature", "/set top_p"]),
         ("/system d", ["/system default"]),
         ("/thinking o", ["/thinking on", "/thinking off"]),

@@ -104,7 +104,9 @@ def test_a_wrong_adapter_leaves_the_one_before(capsys: pytest.CaptureFixture[str
 
 def test_adapters_are_listed_and_the_active_one_marked(capsys: pytest.CaptureFixture[str]) -> None:
     chat(ScriptedVoice(adapters=["cup"]), "/adapter cup", "/adapters")
-    assert "* cup\n  foreign\n" in errors(capsys)
+    listed = [line.rstrip() for line in errors(capsys).splitlines()]
+    place = listed.index("* cup      adapter active: 7/7 modules, ‖ΔW‖/‖W‖ = 0.01")
+    assert listed[place + 1] == "  foreign"
 
 
 def test_compare_labels_both_answers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,3 +202,16 @@ def test_an_answer_cut_short_in_the_middle_of_a_saved_conversation_is_noted(
     assert "error: the last answer was stopped by Ctrl-C" in err
     assert "note: cut short: answer 1; a row teaches the model to stop there" in err
     assert len(Path("rows.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_conversation_is_exported_as_markdown_and_nothing_is_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat(ScriptedVoice("Ann."), "/export", "Who?", "/export", "/export talk.md", "/export talk.md")
+    out, err = capsys.readouterr()
+    assert "error: nothing was asked yet, so there is nothing to export\n" in err
+    assert f"written to {tmp_path / 'talk.md'}\n" in err
+    assert "error: talk.md: exists already\n" in err
+    text = (tmp_path / "talk.md").read_text()
+    assert out == f"Ann.\n{text}"
+    assert text.endswith("> Who?\n\n**base:**\n\nAnn.\n")

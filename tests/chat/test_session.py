@@ -1,6 +1,7 @@
 """Asking, retrying, comparing, taking back."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from mlx_lora.chat.conversation import Ending, Turn
 from mlx_lora.chat.interrupt import stop_on_interrupt
 from mlx_lora.chat.sampling import Sampling
-from mlx_lora.chat.screen import PlainScreen, TerminalScreen
+from mlx_lora.chat.screen import PlainScreen, Screen, TerminalScreen
 from mlx_lora.chat.session import Session, SystemPrompt
 from mlx_lora.errors import AdapterError, MlxLoraError, ModelError
 from mlx_lora.lora.rendering import Rendering
@@ -135,6 +136,16 @@ def test_the_adapters_system_prompt_holds_until_a_person_chooses_another_or_none
     assert asked(voice) == ["q"]
 
 
+def screens(session: Session, labels: list[str] | None = None) -> Callable[[str], Screen]:
+    """Opens the session's own screen for everybody, and notes for whom."""
+
+    def open_screen(label: str) -> Screen:
+        (labels if labels is not None else []).append(label)
+        return session.screen
+
+    return open_screen
+
+
 def with_adapter(*replies: str) -> ScriptedVoice:
     voice = ScriptedVoice(*replies, adapters=["cup"])
     voice.use(Path("cup"))
@@ -146,7 +157,7 @@ def test_compare_answers_as_base_and_as_adapter_outside_the_conversation(capsys:
     session = session_of(voice)
     session.ask("France?")
     labels: list[str] = []
-    session.compare("Italy?", labels.append)
+    session.compare("Italy?", screens(session, labels))
     assert labels == ["base", "cup"]
     assert capsys.readouterr().out == "paris\nPARIS\nparis\n"
     assert asked(voice) == voice_messages(voice, -2) == ["France?", "paris", "Italy?"]
@@ -163,7 +174,7 @@ def test_compare_without_a_question_takes_the_last_one_and_draws_both_from_one_s
     session = session_of(voice, Sampling(temperature=1.0, seed=0))
     session.ask("France?")
     voice.switch(False)
-    session.compare("", lambda label: None)
+    session.compare("", screens(session))
     assert asked(voice) == ["France?"]
     assert voice.seeds == [0, 1, 1]
     assert not voice.enabled
@@ -172,14 +183,16 @@ def test_compare_without_a_question_takes_the_last_one_and_draws_both_from_one_s
 def test_ctrl_c_in_a_comparison_ends_it_and_switches_back() -> None:
     voice = with_adapter("aaaaaa", "b")
     voice.interrupt_after = 1
-    session_of(voice).compare("q", lambda label: None)
+    session = session_of(voice)
+    session.compare("q", screens(session))
     assert voice.replies == ["b"]
     assert voice.enabled
 
 
 def test_compare_without_an_adapter_is_refused() -> None:
+    session = session_of(ScriptedVoice())
     with pytest.raises(AdapterError, match="no adapter"):
-        session_of(ScriptedVoice()).compare("q", lambda label: None)
+        session.compare("q", screens(session))
 
 
 def test_reset_forgets_the_turns_and_what_the_model_has_read() -> None:

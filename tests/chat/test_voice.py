@@ -95,7 +95,7 @@ def test_the_prompt_is_the_one_that_training_rendered(voice: Voice, system: str 
 def test_the_adapters_facts_set_the_prompt_and_its_folder_the_name(voice: Voice, adapters: Path) -> None:
     attached = voice.use(adapters / "four")
     assert voice.rendering.system_prompt == "Be brief."
-    assert (voice.label, attached.applied.active_modules) == ("four", "28/28")
+    assert (voice.label, attached.residents[0].applied.active_modules) == ("four", "28/28")
 
 
 def test_the_adapters_own_template_is_used_and_may_open_a_thinking_block(voice: Voice, adapters: Path) -> None:
@@ -112,8 +112,8 @@ def test_the_adapters_own_template_is_used_and_may_open_a_thinking_block(voice: 
 def test_swapping_answers_as_fresh_loads_do_and_caches_never_mix(folder: Path, voice: Voice, adapters: Path) -> None:
     fresh = {}
     for name in ("four", "eight"):
-        fresh[name] = answer(load_voice(adapters / name, model=None, revision=None))
-    fresh["base"] = answer(load_voice(None, model=str(folder / "base"), revision=None))
+        fresh[name] = answer(load_voice([adapters / name], model=None, revision=None))
+    fresh["base"] = answer(load_voice([], model=str(folder / "base"), revision=None))
     assert len({tuple(tokens) for tokens in fresh.values()}) == 3
     assert answer(voice) == fresh["base"]
     for name in ("four", "eight", "four"):
@@ -211,18 +211,64 @@ def test_an_unknown_base_is_asked_for(folder: Path, base: LoadedModel, tmp_path:
     remove_lora(base.model)
     write_adapter(tmp_path / "nameless", base, rank=4, model=None)
     with pytest.raises(AdapterError) as caught:
-        load_voice(tmp_path / "nameless", model=None, revision=None)
+        load_voice([tmp_path / "nameless"], model=None, revision=None)
     assert caught.value.hint == "name the base with --model"
-    voice = load_voice(tmp_path / "nameless", model=str(folder / "base"), revision=None)
+    voice = load_voice([tmp_path / "nameless"], model=str(folder / "base"), revision=None)
     assert voice.label == str(tmp_path / "nameless")
 
 
 def test_a_base_without_a_chat_template_is_asked_in_plain_words(tmp_path: Path) -> None:
     path = save_tiny_folder(tmp_path / "plain", chat_template=None)
-    voice = load_voice(None, model=str(path), revision=None)
+    voice = load_voice([], model=str(path), revision=None)
     prompt = voice.render([{"role": "user", "content": "Who?"}])
     assert voice.base.tokenizer.decode(prompt) == "Question: Who?\nAnswer:"
     assert not voice.opens_thinking(prompt)
+
+
+def test_several_adapters_stay_resident_and_the_first_answers(adapters: Path) -> None:
+    voice = load_voice([adapters / "four", adapters / "eight"], model=None, revision=None)
+    assert [Path(name).name for name in voice.bank.names] == ["four", "eight"]
+    assert Path(voice.label).name == "four"
+
+
+def test_a_mix_is_named_by_weight_has_a_cache_of_its_own_and_takes_the_first_ones_prompts(
+    voice: Voice, adapters: Path
+) -> None:
+    voice.use("four")
+    alone = answer(voice)
+    attached = voice.use("four:0.7+eight:0.3")
+    assert voice.label == "four:0.7+eight:0.3"
+    assert attached.line == "mixed by weight on 28 modules"
+    assert attached.notes == ("prompts are written as four wants them; eight was trained with others",)
+    assert voice.rendering.system_prompt == "Be brief."
+    assert reused(voice, TURNS) == 0
+    assert answer(voice) != alone
+    voice.use("four")
+    assert answer(voice) == alone
+
+
+def test_aside_others_may_answer_and_afterwards_it_is_who_it_was(voice: Voice, adapters: Path) -> None:
+    voice.use(adapters / "four")
+    voice.switch(False)
+    before = answer(voice)
+    with voice.aside():
+        voice.use(adapters / "thinking")
+        with pytest.raises(AdapterError, match="other"):
+            voice.use(adapters / "foreign")
+        assert voice.label == "thinking"
+    assert (voice.label, voice.rendering.system_prompt) == ("base", "Be brief.")
+    voice.forget()
+    assert answer(voice) == before
+    voice.switch(True)
+    assert Path(voice.label).name == "four"
+
+
+def test_a_name_of_ones_own_is_not_given_twice(voice: Voice, adapters: Path) -> None:
+    assert voice.add(adapters / "four", "support") == "support"
+    with pytest.raises(AdapterError, match="support: there is an adapter of this name already"):
+        voice.add(adapters / "eight", "support")
+    voice.answer_as("support")
+    assert voice.label == "support"
 
 
 def test_without_a_template_an_adapter_is_asked_as_its_rows_were_written(tmp_path: Path) -> None:
@@ -236,7 +282,7 @@ def test_without_a_template_an_adapter_is_asked_as_its_rows_were_written(tmp_pat
         (["alpaca"], "### Instruction:\nWho?\n\n### Response:\n"),
     ):
         folder = write_adapter(tmp_path / "-".join(formats).replace("/", "-"), base, rank=2, row_formats=formats)
-        voice = load_voice(folder, model=None, revision=None)
+        voice = load_voice([folder], model=None, revision=None)
         assert voice.base.tokenizer.decode(voice.render(asked)) == prompt
         record = Record((*asked, {"role": "assistant", "content": "Ann"}), answers=("Ann",), format="question/answer")
         rendering = voice.rendering

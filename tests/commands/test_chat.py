@@ -38,7 +38,7 @@ def chat(prompt: str | None = None, *, adapter: str | None = None, **settings: A
         "max_tokens": 512,
         "seed": None,
     }
-    return run_chat(None if adapter is None else Path(adapter), prompt=prompt, **{**given, **settings})
+    return run_chat([] if adapter is None else [str(adapter)], prompt=prompt, **{**given, **settings})
 
 
 def give_stdin(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:

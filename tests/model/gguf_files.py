@@ -50,16 +50,24 @@ def permuted(rows: np.ndarray, heads: int) -> np.ndarray:
     return rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
-def kind_of(name: str, tensor: np.ndarray) -> Any:
-    """The type of a tensor in a Q4_1 file: the tied embedding as Q8_0, norms as F32."""
+def kind_of(name: str, tensor: np.ndarray, matrices: str = "Q4_1") -> Any:
+    """The type of a tensor in a file of type `matrices`: the tied embedding as Q8_0, norms as F32."""
     from gguf import GGMLQuantizationType
 
     if tensor.ndim == 1:
         return GGMLQuantizationType.F32
-    return GGMLQuantizationType.Q8_0 if name == "token_embd.weight" else GGMLQuantizationType.Q4_1
+    return GGMLQuantizationType["Q8_0" if name == "token_embd.weight" and matrices != "F16" else matrices]
 
 
-def write_gguf(path: Path, *, seed: int = 0, pre: str = "smollm", architecture: str = "llama", **extra: Any) -> Path:
+def write_gguf(
+    path: Path,
+    *,
+    seed: int = 0,
+    pre: str = "smollm",
+    architecture: str = "llama",
+    matrices: str = "Q4_1",
+    **extra: Any,
+) -> Path:
     """Write the tiny model; `extra` are float metadata under keys with _ for a dot, or tensors."""
     from gguf import GGUFWriter
     from gguf.quants import quantize
@@ -91,7 +99,7 @@ def write_gguf(path: Path, *, seed: int = 0, pre: str = "smollm", architecture: 
             writer.add_float32(key.replace("_", "."), value)
     for name, tensor in tensors.items():
         heads = {"attn_q": HEADS, "attn_k": KEY_HEADS}.get(name.split(".")[2] if name.startswith("blk") else "")
-        kind = kind_of(name, tensor)
+        kind = kind_of(name, tensor, matrices)
         stored = quantize(permuted(tensor, heads) if heads else tensor, kind)
         writer.add_tensor(name, stored, raw_dtype=kind)
     writer.write_header_to_file()

@@ -19,7 +19,13 @@ from tests.model.gguf_files import TEMPLATE, install_package, kind_of, random_te
 
 
 def _entry(gguf: Path, **changes: str) -> BuiltinModel:
-    facts = {"package": "tiny-wheel", "version": "1.0", "file": "tiny_wheel/tiny.gguf", "license": "MIT"}
+    facts = {
+        "package": "tiny-wheel",
+        "version": "1.0",
+        "file": "tiny_wheel/tiny.gguf",
+        "license": "MIT",
+        "original": "a/b",
+    }
     return BuiltinModel(**{**facts, "sha256": sha256_file(gguf), **changes})
 
 

@@ -88,6 +88,22 @@ def test_dequantized_weights_are_exactly_what_the_bits_mean(quantized: Path) -> 
     assert base.quantization["model.embed_tokens"] == {"group_size": 32, "bits": 4, "mode": "affine"}
 
 
+def test_rotary_settings_are_found_where_transformers_5_writes_them(folder: Path) -> None:
+    """mlx-lm 0.32.2 looks for rope_theta at the top only, and computes with 10000 where it does not find it."""
+    nested = {"rope_theta": 777.0, "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
+    nested |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    _edit(folder / "config.json", rope_theta=..., rope_parameters=nested)
+    moved = load_base(str(folder))
+    _edit(folder / "config.json", rope_theta=777.0, rope_parameters=..., rope_scaling=nested)
+    plain = load_base(str(folder))
+    assert mx.array_equal(moved.model(TOKENS), plain.model(TOKENS))
+    args: Any = moved.model.args
+    assert (args.rope_theta, args.rope_scaling["factor"]) == (777.0, 8.0)
+    _edit(folder / "config.json", rope_theta=555.0, rope_parameters={"rope_theta": 777.0})
+    top: Any = load_base(str(folder)).model
+    assert top.args.rope_theta == 555.0
+
+
 def test_an_explicit_type_is_honoured(quantized: Path, tmp_path: Path) -> None:
     kept = load_base(str(quantized), compute="quantized")
     assert kept.compute == "4-bit, as stored (CPU device)"

@@ -184,8 +184,8 @@ def test_only_hub_models_have_revisions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "fact"),
     [
-        ("model.gguf", "is a GGUF file"),
-        ("model.Q4_K_M.GGUF", "is a GGUF file"),
+        ("model.gguf", "is no GGUF file, or is cut off"),
+        ("model.Q4_K_M.GGUF", "is no GGUF file, or is cut off"),
         ("pytorch_model.bin", "is a torch file"),
         ("model.pt", "is a torch file"),
         ("model.safetensors", "is one weights file"),
@@ -197,7 +197,10 @@ def test_a_file_given_as_a_model_says_what_it_is(name: str, fact: str, tmp_path:
     with pytest.raises(ModelError, match=fact) as caught:
         find_source(str(tmp_path / name))
     assert caught.value.hint
-    if fact.endswith("file") and "weights" not in fact:
+    if "GGUF" in fact:
+        with pytest.raises(ModelError, match="no such file"):
+            find_source(str(tmp_path / "other" / name))
+    elif fact.endswith("file") and "weights" not in fact:
         assert "mlx_lm.convert" in caught.value.hint
         with pytest.raises(ModelError, match="there is no such file"):
             find_source(str(tmp_path / "other" / name))

@@ -203,3 +203,18 @@ def test_rows_of_very_different_lengths_report_their_padding():
     assert reports[0].tokens == 8 + 64
     assert reports[0].padding_share == pytest.approx(1 - 72 / 128)
     assert reports[0].targets == 2
+
+
+def test_micro_batches_of_a_step_hold_one_micro_batch_at_a_time():
+    """Found in session 3: four micro-batches took three times the memory of one, since MLX held them all at once."""
+    rows = [Example(np.arange(5, 53, dtype=np.int32) + n, np.arange(48) > 40, "row", None) for n in range(16)]
+    held = []
+    for steps in (1, 4):
+        run = trial()
+        train = {"batch_size": 4, "gradient_accumulation_steps": steps}
+        loop = train_steps(stepper(run, engine(run, rows, **train)), rows, schedule_of(rows, **train))
+        mx.eval(run.trainable.arrays())
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        held.append(next(loop).peak_bytes - before)
+    assert held[1] < 1.3 * held[0]

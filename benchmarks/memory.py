@@ -1,0 +1,213 @@
+"""Predicted against measured memory: the figures of `mlx-lora plan` beside the peaks of real runs, each a process.
+
+    python benchmarks/memory.py --json           all configurations
+    python benchmarks/memory.py NAME... --json   some of them; --list names them
+
+A run's rows are few, so that every one of its batches comes; what is compared is the peak of the whole run (loading,
+check, frozen layers, steps, validation) and that of its steps. --flat N trains the built-in model for N steps on rows
+of very different lengths and prints the active and peak memory on the way.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REAL = "smollm2-135m-instruct"
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Work:
+    """A configuration: a model (a family of tests/tiny.py with 12 layers, or the built-in one), rows and settings."""
+
+    model: str
+    rows: int
+    words: int  # in a question; an answer has a third of them
+    settings: dict[str, Any]
+
+
+WORKS = {
+    "tiny-llama": Work("llama", 32, 40, {"train.batch_size": 8}),
+    "tiny-plain": Work("llama", 32, 40, {"train.batch_size": 8, "train.engine": "plain"}),
+    "tiny-gemma3": Work("gemma3", 32, 40, {"train.batch_size": 8, "train.gradient_checkpointing": True}),
+    "tiny-frozen": Work("qwen3", 32, 40, {"train.batch_size": 8, "lora.layers": 6, "train.epochs": 2}),
+    "tiny-mixtral": Work("mixtral", 32, 30, {"train.batch_size": 4, "train.gradient_accumulation_steps": 4}),
+    "tiny-dora": Work("olmo2", 32, 30, {"lora.method": "dora", "lora.rank": 32, "optimizer.name": "adafactor"}),
+    "tiny-long": Work("qwen2", 8, 160, {"train.batch_size": 2, "data.train_on": "all"}),
+    "real-chat": Work(REAL, 32, 12, {"train.batch_size": 8, "lora.rank": 8}),
+    "real-checkpointing": Work(REAL, 32, 12, {"train.batch_size": 16, "train.gradient_checkpointing": True}),
+    "real-rank": Work(REAL, 16, 6, {"train.batch_size": 2, "train.gradient_checkpointing": True, "lora.rank": 64}),
+    "real-plain": Work(REAL, 16, 12, {"train.batch_size": 4, "train.engine": "plain"}),
+    "real-frozen": Work(REAL, 32, 12, {"train.batch_size": 8, "lora.layers": 16, "train.epochs": 2}),
+    "real-long": Work(REAL, 4, 160, {"train.batch_size": 2}),
+}
+
+
+def write_run(work: Work, folder: Path) -> Path:
+    """The work's run file, rows and model in `folder`."""
+    sys.path.insert(0, str(ROOT))
+    model, mark = work.model, time.time_ns() % 10**9  # new rows: what frozen layers gave is not on the disk yet
+    if model != REAL:
+        from tests.tiny import save_tiny_folder
+
+        model = str(save_tiny_folder(folder / "model", work.model, layers=12))
+    for name, count in (("train", work.rows), ("valid", max(2, work.rows // 4))):
+        rows = []
+        for number in range(count):
+            length = work.words * (2 + number % 3) // 4
+            words = [f"word{(number * 7 + place) % 90}" for place in range(length)]
+            rows.append(
+                {"question": f"{name} {mark} {number} " + " ".join(words), "answer": " ".join(words[: 1 + length // 3])}
+            )
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    settings = {
+        "model": model,
+        "data.train": str(folder / "train.jsonl"),
+        "data.valid": str(folder / "valid.jsonl"),
+        "train.epochs": 1,
+        "train.retention": None,
+        "output_dir": str(folder / "out"),
+        **work.settings,
+    }
+    tree: dict[str, Any] = {}
+    for place, value in settings.items():
+        *above, name = place.split(".")
+        (tree.setdefault(above[0], {}) if above else tree)[name] = value
+    path = folder / "run.yaml"
+    path.write_text(json.dumps(tree), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def predict(path: Path) -> dict[str, int]:
+    """What `mlx-lora plan` predicts: the peak of the run, and that of its steps and validations."""
+    import mlx_lora  # isort: skip  # before mlx.core: it loads OpenBLAS
+    from mlx_lora.commands.preflight import frozen_folder, run_rows
+    from mlx_lora.commands.rundata import load_run_tokenizer
+    from mlx_lora.dataset.inspection import build_split_examples
+    from mlx_lora.dataset.splits import load_splits
+    from mlx_lora.memory.prediction import Slices
+    from mlx_lora.memory.prediction import predict as predict_run
+    from mlx_lora.runfile import load_config
+
+    assert mlx_lora
+    config = load_config(path)
+    splits, tokenizer = load_splits(config.data, config.train.seed), load_run_tokenizer(config)
+    rows = run_rows(config, tokenizer, splits, build_split_examples(splits, tokenizer, config.data))
+    prediction = predict_run(Slices(config, rows, frozen_folder(), 2**40))
+    late = [phase.total for phase in prediction.phases if phase.name in ("a training step", "a validation")]
+    return {"run": prediction.worst.total, "steps": max(late)}
+
+
+def measure(path: Path) -> dict[str, int]:
+    """The peaks of a real run: of all of it, and since its first step (as metrics.jsonl has it)."""
+    import mlx_lora  # isort: skip  # before mlx.core: it loads OpenBLAS
+    import mlx.core as mx
+
+    from mlx_lora.commands import train
+
+    assert mlx_lora
+    train.fit_run = lambda config, rows: None  # no limits from the very prediction that is tested
+    found: list[int] = []
+    reset = mx.reset_peak_memory
+
+    def noted() -> None:
+        found.append(mx.get_peak_memory())
+        reset()
+
+    mx.reset_peak_memory = noted
+    train.run_train(path, [])
+    events = [json.loads(line) for line in (path.parent / "out" / "metrics.jsonl").read_text("utf-8").splitlines()]
+    steps = max(event["peak_bytes"] for event in events if event["event"] == "step")
+    return {"run": max([*found, steps]), "steps": steps}
+
+
+def flat(steps: int) -> list[dict[str, int]]:
+    """Active and peak memory on the way of a run of the built-in model with rows of very different lengths."""
+    import mlx_lora  # isort: skip  # before mlx.core: it loads OpenBLAS
+    import mlx.core as mx
+    import numpy as np
+
+    from mlx_lora.config import RunConfig
+    from mlx_lora.dataset.examples import Example
+    from mlx_lora.lora.inject import inject_lora
+    from mlx_lora.model.load import load_base
+    from mlx_lora.training.session import build_session
+
+    assert mlx_lora
+    config = RunConfig.model_validate(
+        {"model": REAL, "data": {"train": "rows"}, "train": {"steps": steps, "batch_size": 2}, "output_dir": "nowhere"}
+    )
+    base = load_base(REAL)
+    inject_lora(base.model, config.lora, seed=0)
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(200):
+        tokens = draw.integers(5, 40_000, int(draw.integers(8, 64))).astype(np.int32)
+        rows.append(Example(tokens, np.arange(len(tokens)) > len(tokens) // 2, f"row {number}", None))
+    session = build_session(config, base.model, rows, [])
+    return [
+        {"step": report.step, "active_bytes": mx.get_active_memory(), "peak_bytes": report.peak_bytes}
+        for report in session.steps()
+        if report.step == 20 or report.step % (steps // 10) == 0
+    ]
+
+
+def row(name: str) -> dict[str, Any]:
+    """One configuration, predicted and measured in processes of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_run(WORKS[name], Path(folder))
+        predicted, measured = (_child(mode, path) for mode in ("--predict", "--measure"))
+    ratios = {f"{part}_ratio": round(predicted[part] / measured[part], 3) for part in ("run", "steps")}
+    return {"name": name, "predicted": predicted, "measured": measured, **ratios}
+
+
+def _child(mode: str, path: Path) -> dict[str, int]:
+    done = subprocess.run(
+        [sys.executable, __file__, mode, str(path)], stdout=subprocess.PIPE, stderr=sys.stderr, text=True, check=True
+    )
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Predicted against measured memory.")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--flat", type=int, metavar="N")
+    parser.add_argument("--predict", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.list:
+        print("\n".join(WORKS))
+    elif given.predict or given.measure:
+        print(json.dumps(predict(given.predict) if given.predict else measure(given.measure)))
+    elif given.flat:
+        print(json.dumps({"flat": flat(given.flat)}))
+    else:
+        rows = []
+        for name in given.names or WORKS:
+            rows.append(row(name))
+            if not given.json:
+                print(_line(rows[-1]), flush=True)
+        if given.json:
+            print(json.dumps({"rows": rows}))
+
+
+def _line(found: dict[str, Any]) -> str:
+    cells = [
+        f"{found['predicted'][part] / 1e6:9.1f} {found['measured'][part] / 1e6:9.1f} {found[f'{part}_ratio']:6.3f}"
+        for part in ("run", "steps")
+    ]
+    return f"{found['name']:20} " + "   ".join(cells)
+
+
+if __name__ == "__main__":
+    main()

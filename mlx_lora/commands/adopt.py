@@ -1,0 +1,138 @@
+"""`mlx-lora import`: a PEFT adapter as an adapter folder of ours, checked against its base first."""
+
+import json
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx_lora.chat.places import ADAPTERS
+from mlx_lora.console import talk
+from mlx_lora.errors import AdapterError
+from mlx_lora.files import refuse_unwritable, sha256_file, typed_path, whole_folder
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+    from mlx_lora.config import LoraSettings
+    from mlx_lora.exchange.peft_folder import PeftFolder
+    from mlx_lora.lora.adapter import AdapterFolder
+    from mlx_lora.model.load import LoadedModel
+
+
+def run_import(
+    source: Path,
+    output: str,
+    *,
+    model: str | None = None,
+    revision: str | None = None,
+    json_output: bool = False,
+) -> int:
+    """Write the PEFT adapter at `source` as the adapter folder `output`; return exit code 0.
+
+    output: a folder, or a plain name for one under adapters/. model, revision: the base, by default the one that the
+    adapter names. json_output: one JSON object on stdout.
+    Raises: MlxLoraError naming what cannot be imported, a base that it does not fit, or an `output` that exists.
+    """
+    import mlx.core as mx
+
+    from mlx_lora.exchange.peft_folder import our_tensors, read_peft_folder
+    from mlx_lora.exchange.peft_names import naming_of
+    from mlx_lora.lora.adapter import apply_adapter, read_adapter, save_adapter
+    from mlx_lora.model.load import load_base
+
+    place = typed_path(output)
+    place = ADAPTERS / place if place.name == output else place
+    refuse_unwritable(place)
+    with whole_folder(place) as temporary:
+        peft = read_peft_folder(typed_path(source))
+        name, own_revision = (model, revision) if model is not None else _base_of(peft)
+        base = load_base(name, revision=own_revision, compute="quantized")
+        tensors = our_tensors(peft, naming_of(base.config))
+        adapter = _as_adapter(peft, tensors)
+        applied = apply_adapter(base.model, adapter, asdict(base.identity))
+        settings = _settings(peft, adapter)
+        facts = {**_facts(peft, base), "model": name, "revision": own_revision}
+        dtypes = {tensor.dtype for tensor in tensors.values()}
+        dtype = dtypes.pop() if len(dtypes) == 1 else mx.float32  # float32 holds the others' values exactly
+        save_adapter(temporary, base.model, settings=settings, metadata=facts, dtype=dtype)
+        read_adapter(temporary)
+    for note in applied.notes:
+        talk.print(f"note: {note}", markup=False, soft_wrap=True)
+    talk.print(
+        f"{place}: {applied.active_modules} modules active on {base.identity.name}, rank {settings.rank}, "
+        f"scale {settings.scale:.4g}, ‖ΔW‖/‖W‖ = {applied.delta_ratio:.3g}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if json_output:
+        report = {"source": str(source), "output": str(place), "modules": len(applied.modules), "model": name}
+        sys.stdout.write(json.dumps(report) + "\n")
+    return 0
+
+
+def _base_of(peft: "PeftFolder") -> tuple[str, str | None]:
+    """Name and revision of the base: as our own export keeps them, else as PEFT's config says."""
+    own = peft.facts.get("model")
+    if isinstance(own, str):
+        revision = peft.facts.get("revision")
+        return own, revision if isinstance(revision, str) else None
+    if peft.parameters.base is None:
+        raise AdapterError(f"{peft.weights.parent}: does not say which base it was trained on", "name it with --model")
+    return peft.parameters.base, peft.parameters.revision
+
+
+def _as_adapter(peft: "PeftFolder", tensors: "dict[str, mx.array]") -> "AdapterFolder":
+    """The same adapter as read from a folder of ours, so that it meets the same checks."""
+    import mlx.core as mx
+
+    from mlx_lora.lora.adapter import AdapterFolder
+    from mlx_lora.lora.adapter_config import AdapterParameters
+
+    own = peft.parameters
+    paths = tuple(dict.fromkeys(name.rpartition(".")[0] for name in tensors))
+    parameters = AdapterParameters(own.method, own.rank, own.scale, own.dropout, num_layers=1, keys=paths)
+    plain = {name: tensor.astype(mx.float32) for name, tensor in tensors.items()}
+    return AdapterFolder(peft.weights.parent, {"mlx_lora": peft.facts}, parameters, plain, peft.weights.name)
+
+
+def _settings(peft: "PeftFolder", adapter: "AdapterFolder") -> "LoraSettings":
+    """The settings with which our own training would have given this adapter: those kept, if it was ours."""
+    from pydantic import ValidationError
+
+    from mlx_lora.config import LoraSettings
+
+    own = peft.parameters
+    settings = LoraSettings(
+        method=own.method,
+        rank=own.rank,
+        alpha=own.alpha,
+        use_rslora=own.use_rslora,
+        dropout=own.dropout,
+        target_modules=sorted({path.rpartition(".")[2] for path in adapter.modules}),
+    )
+    try:
+        kept = LoraSettings.model_validate(peft.facts.get("lora"))
+    except ValidationError:  # not ours, or of another version: what PEFT's config says holds
+        return settings
+    # What PEFT's config says; the names of modules, the layers and the dtype are only in ours.
+    own_words = {"target_modules", "layers", "save_dtype"}
+    return kept if kept.model_dump(exclude=own_words) == settings.model_dump(exclude=own_words) else settings
+
+
+def _facts(peft: "PeftFolder", base: "LoadedModel") -> dict[str, Any]:
+    """What the new adapter tells of its origin: everything that our own export kept, or where it came from."""
+    kept = {name: value for name, value in peft.facts.items() if name not in ("lora", "format_version")}
+    identity = asdict(base.identity)
+    if kept:
+        return {**kept, "identity": identity}
+    return {
+        "identity": identity,
+        "system_prompt": None,
+        "chat_template": None,
+        "chat_template_sha256": identity["chat_template_sha256"],
+        "chat_template_args": {},
+        "imported": {"format": "peft", "base": peft.parameters.base, "sha256": sha256_file(peft.weights)},
+        "versions": {name: version(name) for name in ("mlx", "mlx-lm", "mlx-lora")},
+    }

@@ -1,0 +1,78 @@
+"""`mlx-lora export` for llama.cpp and Ollama: an adapter, or base and adapter in one, as GGUF, with a Modelfile."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlx_lora.commands.exportjob import Job, say_note
+from mlx_lora.console import talk
+from mlx_lora.errors import AdapterError
+from mlx_lora.files import write_whole
+
+_LEAST_KEPT = 0.9  # of the update, in the rounded weights
+
+
+def write_gguf_lora(target: Path, job: Job) -> dict[str, Any]:
+    from mlx_lora.exchange.gguf_adapter import write_gguf_adapter
+    from mlx_lora.exchange.gguf_model import layout_of
+
+    layout = layout_of(job.base.model, job.base.config["model_type"])
+    write_gguf_adapter(target, job.folder.tensors, job.folder.parameters, layout, name=job.folder.folder.resolve().name)
+    return {"modules": len(job.folder.modules), "architecture": layout.architecture}
+
+
+def write_gguf(target: Path, job: Job) -> dict[str, Any]:
+    facts = _write_model(target, job)
+    if job.rendering.system_prompt is not None:
+        say_note("a GGUF file holds no system prompt: give the adapter's own in conversations, or take --to ollama")
+    return facts
+
+
+def _write_model(target: Path, job: Job) -> dict[str, Any]:
+    """Base and adapter in one GGUF file. Raises: AdapterError when rounding loses the adapter."""
+    from mlx_lora.exchange.gguf_model import layout_of, write_gguf_model
+    from mlx_lora.exchange.gguf_vocabulary import read_vocabulary
+
+    model: Any = job.base.model
+    layout = layout_of(model, job.base.config["model_type"])
+    vocabulary = read_vocabulary(job.base.path, job.tokenizer, rows=model.args.vocab_size)
+    name = f"{job.base.identity.name} with {job.folder.folder.resolve().name}"
+    kept = write_gguf_model(target, model, layout, vocabulary, kind=job.kind, name=name).share
+    talk.print(f"{job.kind}: {kept:.1%} of the update is in the rounded weights", markup=False)
+    if kept < _LEAST_KEPT:
+        raise AdapterError(
+            f"{job.folder.folder}: {job.kind} rounds the adapter away ({kept:.1%} of the update is kept)",
+            "take --type f16, or --to gguf-lora",
+        )
+    if job.rendering.chat_template_args:
+        say_note(
+            f"the chat template's switches are not in the file: {json.dumps(dict(job.rendering.chat_template_args))}"
+        )
+    return {"architecture": layout.architecture, "type": job.kind, "pre_tokenizer": vocabulary.pre, "update_kept": kept}
+
+
+def write_ollama(target: Path, job: Job) -> dict[str, Any]:
+    from mlx_lora.exchange.ollama import build_modelfile, find_frame
+
+    tokenizer, args = job.tokenizer, job.rendering.chat_template_args
+    bos = tokenizer.decode([tokenizer.bos_id]) if tokenizer.adds_bos and tokenizer.bos_id is not None else ""
+    frame = find_frame(
+        lambda turns, follows: tokenizer.render_chat(turns, add_generation_prompt=follows, template_args=args), bos
+    )
+    if frame is None:
+        say_note(
+            "no TEMPLATE is in the Modelfile: the base's has no plain frame; Ollama goes by the one in the GGUF file"
+        )
+    if job.ollama_base is None:
+        facts, source, adapter = _write_model(target / "model.gguf", job), "./model.gguf", None
+    else:
+        facts, source, adapter = write_gguf_lora(target / "adapter.gguf", job), job.ollama_base, "./adapter.gguf"
+    modelfile = build_modelfile(
+        source,
+        adapter=adapter,
+        frame=frame,
+        system_prompt=job.rendering.system_prompt,
+        stops=[tokenizer.decode([token]) for token in sorted(tokenizer.eos_ids)],
+    )
+    write_whole(target / "Modelfile", modelfile)
+    return {**facts, "template": frame is not None}

@@ -1,0 +1,115 @@
+"""Memory before the first step: `auto` gets a number, what does not fit is refused, and MLX gets its limits."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlx_lora.commands.replay import stand_in_rows
+from mlx_lora.config import RunConfig
+from mlx_lora.console import talk
+from mlx_lora.errors import PredictionError, TrainingError
+from mlx_lora.files import cache_folder
+from mlx_lora.runfile import load_config
+from mlx_lora.screen import format_bytes
+
+if TYPE_CHECKING:
+    from mlx_lora.dataset.examples import ExampleSet
+    from mlx_lora.dataset.splits import DataSplits
+    from mlx_lora.memory.bound import Bounds
+    from mlx_lora.memory.machine import Room
+    from mlx_lora.memory.prediction import Phase
+    from mlx_lora.memory.rows import RunRows
+    from mlx_lora.model.tokenizer import Tokenizer
+
+
+def run_rows(
+    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", built: "Mapping[str, ExampleSet]"
+) -> "RunRows":
+    """The rows of the run; where the base will answer replay prompts, rows as long as the longest answers."""
+    from mlx_lora.memory.fitting import changed
+    from mlx_lora.memory.rows import RunRows
+
+    taught = built["train"].examples
+    counted = changed(config, batch_size=1) if config.train.batch_size == "auto" else config
+    replayed = stand_in_rows(counted, tokenizer, splits, taught) if taught else []
+    return RunRows([*taught, *replayed], built["valid"].examples)
+
+
+def resolve_auto(config: RunConfig, rows: "RunRows", *, earlier: Path | None = None) -> RunConfig:
+    """`config` with a number for `batch_size: auto`; that of the run file `earlier`, where a run is resumed.
+
+    Raises: PredictionError.
+    """
+    from mlx_lora.memory.fitting import changed, resolve_batch_size
+    from mlx_lora.memory.machine import find_room
+
+    if config.train.batch_size != "auto":
+        return config
+    if earlier is not None and earlier.is_file():
+        return changed(config, batch_size=load_config(earlier).train.batch_size)
+    if not rows.train:  # the report on the data says so
+        return changed(config, batch_size=1)
+    return resolve_batch_size(config, rows, frozen_folder(), find_room(config.train.memory_limit_gb).nbytes)
+
+
+def fit_run(config: RunConfig, rows: "RunRows") -> None:
+    """Give MLX the limits of a run that fits, and say so in one line.
+
+    A run that stays far below what there is costs milliseconds; another is measured on a thin slice of its model.
+    Raises: TrainingError with settings that fit.
+    """
+    import mlx.core as mx
+
+    from mlx_lora.memory.bound import find_bounds
+    from mlx_lora.memory.machine import choose_limits, find_room, set_limits
+    from mlx_lora.memory.prediction import Slices, predict
+
+    room = find_room(config.train.memory_limit_gb)
+    bounds = find_bounds(config, rows.train)
+    require_weights_fit(config, bounds, room)
+    peak, working = bounds.most, bounds.working
+    needed = f"less than {format_bytes(peak)} needed"
+    if peak > room.nbytes:
+        try:
+            worst = predict(Slices(config, rows, frozen_folder(), room.nbytes)).worst
+            if worst.total > room.nbytes:
+                raise _does_not_fit(config, rows, worst, room)
+        except PredictionError as error:
+            talk.print(f"warning: {error.message}", markup=False, soft_wrap=True)
+            return
+        finally:
+            mx.clear_cache()
+            mx.reset_peak_memory()  # what was measured is no part of the run
+        peak, working = worst.total, worst.working
+        needed = f"about {format_bytes(peak)} needed"
+    set_limits(choose_limits(peak, working, room))
+    talk.print(f"memory: {needed}, {format_bytes(room.nbytes)} there ({room.source})", markup=False, soft_wrap=True)
+
+
+def require_weights_fit(config: RunConfig, bounds: "Bounds", room: "Room") -> None:
+    """Raises: TrainingError where not even the weights fit: nothing is to be measured then."""
+    if bounds.least > room.nbytes:
+        raise TrainingError(
+            f"{config.model}: this run does not fit: its weights alone need {format_bytes(bounds.least)}, and there "
+            f"are {format_bytes(room.nbytes)} ({room.source})",
+            "take a smaller base, or one with fewer bits",
+        )
+
+
+def frozen_folder() -> Path:
+    """Where `train` keeps what frozen layers gave."""
+    return cache_folder() / "frozen"
+
+
+def _does_not_fit(config: RunConfig, rows: "RunRows", worst: "Phase", room: "Room") -> TrainingError:
+    from mlx_lora.memory.fitting import find_remedy
+
+    message = (
+        f"{config.model}: this run does not fit: {worst.name} needs {format_bytes(worst.total)}, and there are "
+        f"{format_bytes(room.nbytes)} ({room.source})"
+    )
+    remedy = find_remedy(config, rows, frozen_folder(), room.nbytes)
+    if remedy is None:
+        return TrainingError(message, "take a smaller base, or one with fewer bits; `mlx-lora plan` shows the parts")
+    settings = " ".join(f"--set {setting}" for setting in remedy.settings)
+    return TrainingError(message, f"{format_bytes(remedy.peak_bytes)} with {settings}; `mlx-lora plan` shows the parts")

@@ -1,0 +1,1 @@
+"""Adapters and models in other programs' formats: PEFT, GGUF, Ollama. Commands choose; nothing here talks."""

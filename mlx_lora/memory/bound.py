@@ -1,0 +1,61 @@
+"""More than a run can possibly need, from shapes alone, in milliseconds: where even that fits, nothing is measured."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_lora.config import RunConfig
+from mlx_lora.dataset.batches import padded_length
+from mlx_lora.dataset.examples import Example
+from mlx_lora.lora.inject import iter_layers
+from mlx_lora.model.compute import computed_bytes
+from mlx_lora.model.outline import outline_base
+from mlx_lora.training.frozen import POSITIONS_AT_ONCE, ROWS_AT_ONCE
+
+# float32 numbers that a step may hold for each number that goes into or comes out of a matrix, for each logit and for
+# each score of attention: values, gradients and copies. On all configurations of docs/BENCHMARKS.md the bound is more
+# than twice what was measured.
+_COPIES = 6
+_LEAST_HEAD = 16  # width of an attention head; narrower ones would make more scores
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bytes between which a run stays."""
+
+    least: int  # the base's weights, as the run computes with them
+    most: int
+    working: int  # the part of `most` that comes and goes with a step
+
+
+def find_bounds(config: RunConfig, examples: Sequence[Example]) -> Bounds:
+    """What the run of `config` on these rows needs at least and at most. Raises: ModelError."""
+    model, _ = outline_base(config.model, revision=config.revision)
+    matrices = [module for module in model.modules() if _has_matrix(module)]
+    widths = sum(_inputs_and_outputs(module) for module in matrices)
+    vocabulary, width = max((module.weight.shape[-2], module.weight.shape[-1]) for module in matrices)
+    heads = len(iter_layers(model)) * width / _LEAST_HEAD  # of all layers
+    length = padded_length(max(len(example.tokens) for example in examples))
+    rows = config.train.batch_rows
+    if config.lora.layers != "all":  # the lower layers may run once, for many rows together
+        rows = max(rows, ROWS_AT_ONCE, POSITIONS_AT_ONCE // length)
+    numbers = rows * length * (widths + vocabulary + length * heads) + config.lora.rank * widths
+    working = int(4 * _COPIES * numbers)
+    stored, plain = computed_bytes(model, "quantized"), computed_bytes(model, "float32")
+    return Bounds(computed_bytes(model, config.compute), stored + plain + working, working)
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return isinstance(module.get("weight"), mx.array) and module.weight.ndim >= 2
+
+
+def _inputs_and_outputs(module: nn.Module) -> int:
+    """Numbers in and out for a position, of all experts where there are some."""
+    shape: tuple[int, ...] = module.weight.shape
+    *experts, outputs, inputs = shape
+    if "scales" in module:
+        inputs = inputs * 32 // int(module.bits)
+    return math.prod(experts) * (outputs + inputs)

@@ -1,0 +1,188 @@
+"""The memory that a run will need, phase by phase: sizes from shapes, the rest measured on two thin slices.
+
+Working memory grows by the same bytes with each layer of a kind: two slices of different depth give that number, and
+the whole model's follows. Knows nothing of limits or screens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mlx_lora.config import RunConfig
+from mlx_lora.dataset.examples import Example
+from mlx_lora.errors import PredictionError
+from mlx_lora.memory.probe import Probe, Sizes
+from mlx_lora.memory.rows import RunRows, longer, worst_batch, worst_validation
+
+FEW, MORE = 2, 4  # layers of each kind in the thinner slice, and how many more of one kind the other has
+MARGIN = 1.03  # on what is measured: from run to run, what MLX has under way differs by about as much
+STEP = "a training step"
+_AT_ONCE = 2048  # positions that may be measured without measuring fewer first
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What a part of the run needs at its worst moment, in bytes; `how`: where the last figure comes from."""
+
+    name: str
+    weights: int
+    adapter: int
+    optimizer: int
+    working: int
+    how: str
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.adapter + self.optimizer + self.working
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The phases of a run in their order; rows and tokens: of the step's worst micro-batch."""
+
+    phases: tuple[Phase, ...]
+    rows: int
+    tokens: int
+    compute: str
+    shapes_from: str
+
+    @property
+    def worst(self) -> Phase:
+        """The phase that needs the most."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+    @property
+    def step(self) -> Phase:
+        """The training step."""
+        return next(phase for phase in self.phases if phase.name == STEP)
+
+
+class Slices:
+    """The run of `config` on slices of its model. `room`: bytes that measuring itself must not go beyond.
+
+    Raises: MlxLoraError as the run would.
+    """
+
+    def __init__(self, config: RunConfig, rows: RunRows, folder: Path, room: int) -> None:
+        self.config, self.rows, self._room = config, rows, room
+        self._probes: list[Probe] = []
+        self._missing: list[int] = []  # layers that only the whole model has, by the kind of which a probe has more
+        with _telling():
+            thin = Probe(config, rows, FEW, folder)
+            depths, there = thin.slice.kinds.counts, thin.slice.counts
+            for kind, (depth, count) in enumerate(zip(depths, there, strict=True)):
+                if depth > count and thin.is_trained(kind):
+                    self._probes.append(Probe(config, rows, FEW, folder, kind=kind, more=MORE))
+                    self._missing.append(depth - count)
+        self.thin = thin
+        self.rest, self.kinds = thin.sizes()
+        self.depths = depths
+        layers = [str(sum(probe.slice.counts)) for probe in (thin, *self._probes)]
+        whole = f", extended to {sum(depths)}" if len(layers) > 1 else ""
+        self.how = f"measured here on {' and '.join(layers)} layers{whole}"
+
+    def whole(self, measure: Callable[[Probe], int]) -> int:
+        """What `measure` finds on the slices, extended to the whole model."""
+        return self._extended(self._measured(measure))
+
+    def step(self, batch: Sequence[Example]) -> Phase:
+        """An update on micro-batches of these rows."""
+        copies = min(2, self.config.train.gradient_accumulation_steps)  # one after the other: more take no more
+        static = self.static(optimizer=True, frozen_gone=True)
+        working = 0
+        for part, growth in _ladder(batch):
+            found = self._measured(partial(Probe.step, batch=part, copies=copies))
+            working = self._extended(found)
+            if growth > 1 and max(found) * growth > self._room:  # the next part may not fit here, even on a slice
+                how = f"estimated: {len(part)} rows were measured, and more would not fit"
+                return self.phase(STEP, static, working * growth, how)
+        # On a slice the update may be hidden below the head's share, which does not grow with the layers.
+        return self.phase(STEP, static, max(working, self.whole(Probe.update)))
+
+    def _measured(self, measure: Callable[[Probe], int]) -> list[int]:
+        with _telling():
+            return [measure(probe) for probe in (self.thin, *self._probes)]
+
+    def _extended(self, found: Sequence[int]) -> int:
+        few, *others = found
+        total = float(few)
+        for probe, much, missing in zip(self._probes, others, self._missing, strict=True):
+            more = sum(probe.slice.counts) - sum(self.thin.slice.counts)
+            total += max(0.0, (much - few) / more) * missing
+        return int(MARGIN * total)
+
+    def static(self, *, optimizer: bool, frozen_gone: bool = False) -> Sizes:
+        """Bytes that lie there between two steps, of the whole model."""
+        gone = frozen_gone and self.thin.frozen is not None
+        there = [
+            (one, depth)
+            for kind, (one, depth) in enumerate(zip(self.kinds, self.depths, strict=True))
+            if self.thin.is_trained(kind) or not gone
+        ]
+        return Sizes(
+            self.rest.weights + sum(one.weights * depth for one, depth in there),
+            sum(one.adapter * depth for one, depth in there),
+            sum(one.optimizer * depth for one, depth in there) if optimizer else 0,
+        )
+
+    def phase(self, name: str, sizes: Sizes, working: int, how: str | None = None) -> Phase:
+        """A phase with these sizes."""
+        return Phase(name, sizes.weights, sizes.adapter, sizes.optimizer, working, how or self.how)
+
+
+def predict(slices: Slices) -> Prediction:
+    """All phases of the run."""
+    config, thin = slices.config, slices.thin
+    before, between = slices.static(optimizer=False), slices.static(optimizer=True, frozen_gone=True)
+    phases = [slices.phase("loading the base", before, slices.whole(lambda probe: probe.loading.nbytes))]
+    if config.train.engine != "plain":
+        phases.append(slices.phase("comparing the engine with the plain forward", before, slices.whole(Probe.check)))
+    if thin.frozen is not None:
+        longest = max(
+            (slices.rows.train, slices.rows.valid), key=lambda rows: max((len(row.tokens) for row in rows), default=0)
+        )
+        phases.append(
+            slices.phase("running the frozen layers", before, slices.whole(partial(Probe.freezing, examples=longest)))
+        )
+    batch = worst_rows(slices)
+    phases.append(slices.step(batch))
+    if slices.rows.valid:
+        held_out = worst_validation(slices.rows.valid, config.train.batch_rows)
+        phases.append(slices.phase("a validation", between, slices.whole(partial(Probe.validation, batch=held_out))))
+    tokens = max(len(row.tokens) for row in batch)
+    return Prediction(tuple(phases), len(batch), tokens, thin.slice.compute, thin.slice.source)
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Raises: PredictionError in the place of what a family's own code raises when it does not run in slices."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise PredictionError(
+            f"memory cannot be predicted: a slice of this model does not run ({type(error).__name__}: {error})",
+            "start with a small train.batch_size, and read the peak memory that training shows",
+        ) from error
+
+
+def worst_rows(slices: Slices) -> list[Example]:
+    """The rows of the micro-batch that needs the most."""
+    session = slices.thin.session
+    return worst_batch(slices.rows.train, session.schedule, shared_prefix=session.stepper.engine.shared_prefix)
+
+
+def _ladder(batch: Sequence[Example]) -> list[tuple[list[Example], int]]:
+    """Parts of the batch, each at most twice the one before, and by how much memory can at most grow to the next."""
+    steps: list[tuple[list[Example], int]] = [(list(batch), 1)]
+    while True:
+        rows = steps[0][0]
+        length = max(len(row.tokens) for row in rows)
+        if len(rows) * length <= _AT_ONCE:
+            return steps
+        if len(rows) > 1:
+            steps.insert(0, (rows[: -(-len(rows) // 2)], 2))
+        else:
+            steps.insert(0, ([longer(row, max(2, len(row.tokens) // 2)) for row in rows], 4))

@@ -1,0 +1,149 @@
+"""Answers as OpenAI's JSON, whole and in chunks. Knows nothing of models, batches or HTTP."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlx_lora.serving.answer import Delta, Finished, Likelihood
+
+Spell = Callable[[int], str]  # a token's own text
+
+
+@dataclass
+class Choice:
+    """One answer as it has come so far."""
+
+    text: list[str] = field(default_factory=list)
+    likelihoods: list[Likelihood] = field(default_factory=list)
+    end: Finished | None = None
+
+
+@dataclass
+class Reply:
+    """What all forms share: the reply's number, time and model, and how tokens are spelled."""
+
+    model: str
+    spell: Spell
+    likelihoods: bool
+    prompts: int = 1  # of the request: `n` choices each
+    prefix: str = "chatcmpl-"
+    whole: str = "chat.completion"
+    chunk: str = "chat.completion.chunk"
+    id: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.id = self.id or f"{self.prefix}{uuid.uuid4().hex}"
+
+    def complete(self, choices: list[Choice]) -> dict[str, Any]:
+        """The reply to a request without `stream`."""
+        body = [self._whole_choice(place, choice) for place, choice in enumerate(choices)]
+        ends = [choice.end for choice in choices if choice.end is not None]
+        return {**self._head(self.whole), "choices": body, "usage": self.usage(ends)}
+
+    def first(self, place: int) -> dict[str, Any] | None:
+        """The chunk that opens an answer, where there is one."""
+        return self._chunk(place, {"delta": {"role": "assistant", "content": ""}})
+
+    def part(self, place: int, delta: Delta) -> dict[str, Any]:
+        """The chunk of a portion."""
+        content = {"delta": {"content": delta.text}}
+        return self._chunk(place, {**content, "logprobs": self._logprobs(delta.likelihoods)})
+
+    def last(self, place: int, end: Finished) -> dict[str, Any]:
+        """The chunk that closes an answer."""
+        return self._chunk(place, {"delta": {}}, end.reason)
+
+    def totals(self, ends: Iterable[Finished]) -> dict[str, Any]:
+        """The chunk behind all others, for a client that asked for it."""
+        return {**self._head(self.chunk), "choices": [], "usage": self.usage(ends)}
+
+    def usage(self, ends: Iterable[Finished]) -> dict[str, Any]:
+        """Tokens of all answers; a prompt with several answers counts once."""
+        ends = list(ends)
+        of_prompts = ends[:: max(1, len(ends) // self.prompts)]
+        prompt = sum(end.prompt_tokens for end in of_prompts)
+        answer = sum(end.answer_tokens for end in ends)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": sum(end.reused_tokens for end in of_prompts)},
+        }
+
+    def _whole_choice(self, place: int, choice: Choice) -> dict[str, Any]:
+        message = {"role": "assistant", "content": "".join(choice.text), "refusal": None}
+        return {
+            "index": place,
+            "message": message,
+            "logprobs": self._logprobs(choice.likelihoods),
+            "finish_reason": choice.end.reason if choice.end else None,
+        }
+
+    def _logprobs(self, likelihoods: Iterable[Likelihood]) -> dict[str, Any] | None:
+        if not self.likelihoods:
+            return None
+        return {
+            "content": [
+                {
+                    **self._named(each.token, each.logprob),
+                    "top_logprobs": [self._named(token, logprob) for token, logprob in each.top],
+                }
+                for each in likelihoods
+            ],
+            "refusal": None,
+        }
+
+    def _named(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.spell(token)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+    def _chunk(self, place: int, content: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": place, "logprobs": None, **content, "finish_reason": reason}
+        return {**self._head(self.chunk), "choices": [choice]}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+@dataclass
+class TextReply(Reply):
+    """The forms of /v1/completions."""
+
+    prefix: str = "cmpl-"
+    whole: str = "text_completion"
+    chunk: str = "text_completion"
+
+    def first(self, place: int) -> dict[str, Any] | None:
+        """Plain texts begin without a chunk of their own."""
+        return None
+
+    def part(self, place: int, delta: Delta) -> dict[str, Any]:
+        """The chunk of a portion."""
+        return self._chunk(place, {"text": delta.text, "logprobs": self._logprobs(delta.likelihoods)})
+
+    def last(self, place: int, end: Finished) -> dict[str, Any]:
+        """The chunk that closes an answer."""
+        return self._chunk(place, {"text": ""}, end.reason)
+
+    def _whole_choice(self, place: int, choice: Choice) -> dict[str, Any]:
+        return {
+            "index": place,
+            "text": "".join(choice.text),
+            "logprobs": self._logprobs(choice.likelihoods),
+            "finish_reason": choice.end.reason if choice.end else None,
+        }
+
+    def _logprobs(self, likelihoods: Iterable[Likelihood]) -> dict[str, Any] | None:
+        if not self.likelihoods:
+            return None
+        each = list(likelihoods)
+        texts = [self.spell(one.token) for one in each]
+        return {
+            "tokens": texts,
+            "token_logprobs": [one.logprob for one in each],
+            "top_logprobs": [{self.spell(token): logprob for token, logprob in one.top} for one in each],
+            "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))],
+        }

@@ -1,0 +1,199 @@
+"""Predicted memory against measured: whole tiny models of twelve layers beside what slices of them told."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx_lora  # isort: skip  # before mlx.core: it loads OpenBLAS
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlx_lora.commands import preflight
+from mlx_lora.commands.train import run_train
+from mlx_lora.config import RunConfig
+from mlx_lora.dataset.examples import Example
+from mlx_lora.memory import fitting, prediction, probe
+from mlx_lora.memory.bound import Bounds, find_bounds
+from mlx_lora.memory.prediction import STEP, Slices, predict
+from mlx_lora.memory.rows import RunRows, longer, worst_batch
+from mlx_lora.memory.thin import cut_slice
+from mlx_lora.training.loop import Schedule
+from tests.tiny import save_tiny_folder
+
+assert mlx_lora
+PLENTY = 2**40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("memory")
+    for family in ("llama", "gemma3", "mixtral"):
+        save_tiny_folder(folder / family, family, layers=12)
+    save_tiny_folder(folder / "small", layers=2)
+    rows = [{"question": f"{n} " + "word " * (5 + n % 20), "answer": "yes " * (1 + n % 5)} for n in range(24)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def run_config(folder: Path, family: str = "llama", **sections: dict[str, Any]) -> RunConfig:
+    # Not compiled: on a CPU every new kernel waits for a C++ compiler.
+    parts = ["supervised_positions", "shared_prefix", "frozen_layers"]
+    train = {"epochs": 1, "batch_size": 4, "retention": None, "engine": parts, **sections.pop("train", {})}
+    data = {"train": str(folder / "train.jsonl"), "valid_share": 0.0, **sections.pop("data", {})}
+    return RunConfig.model_validate(
+        {"model": str(folder / family), "data": data, "train": train, "output_dir": str(folder / "out"), **sections}
+    )
+
+
+def run_rows(config: RunConfig) -> RunRows:
+    from mlx_lora.commands.rundata import load_run_tokenizer
+    from mlx_lora.dataset.inspection import build_split_examples
+    from mlx_lora.dataset.splits import load_splits
+
+    splits, tokenizer = load_splits(config.data, config.train.seed), load_run_tokenizer(config)
+    return preflight.run_rows(config, tokenizer, splits, build_split_examples(splits, tokenizer, config.data))
+
+
+def measured_step_peak(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> int:
+    """What a real run says of its steps; what other tests left in memory does not count."""
+    monkeypatch.setattr("mlx_lora.commands.train.fit_run", lambda config, rows: None)
+    path = Path(config.output_dir).parent / "run.yaml"
+    path.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    run_train(path, overwrite=True)
+    events = map(json.loads, (Path(config.output_dir) / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return max(event["peak_bytes"] for event in events if event["event"] == "step") - before
+
+
+@pytest.mark.parametrize(
+    ("family", "sections"),
+    [
+        ("llama", {"train": {"engine": "auto"}}),
+        ("llama", {"train": {"engine": "plain"}}),
+        ("gemma3", {"train": {"gradient_checkpointing": True}}),
+        ("mixtral", {"train": {"gradient_accumulation_steps": 3}, "lora": {"rank": 8, "layers": 6}}),
+    ],
+    ids=["all parts", "plain", "checkpointing", "frozen experts"],
+)
+def test_a_step_is_predicted_to_fifteen_percent_and_hardly_ever_too_low(
+    folder: Path, family: str, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(folder, family, **sections)
+    rows = run_rows(config)
+    predicted = predict(Slices(config, rows, folder, PLENTY))
+    assert find_bounds(config, rows.train).most > 2 * predicted.worst.total
+    assert predicted.step.optimizer == 2 * predicted.step.adapter  # AdamW: two moments
+    ratio = predicted.step.total / measured_step_peak(config, monkeypatch)
+    assert 0.95 < ratio < 1.15
+
+
+def test_a_slice_keeps_some_layers_of_each_kind_and_knows_the_whole_model(folder: Path) -> None:
+    cut = cut_slice(run_config(folder, "gemma3", lora={"layers": 6}), 2, kind=3, more=1)
+    # Sliding and global layers take turns; the upper six have adapters.
+    assert cut.kinds.of == (0, 1) * 3 + (2, 3) * 3
+    assert cut.counts == [2, 2, 2, 3]
+    assert cut.kinds.counts == [3, 3, 3, 3]
+    assert cut.first_layer == 6
+
+
+def test_the_largest_batch_and_the_longest_row_fill_the_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "_POSITIONS", 512)
+    config = run_config(folder, "small")
+    slices = Slices(config, run_rows(config), folder, PLENTY)
+    rows = sorted(slices.rows.train, key=lambda row: len(row.tokens))
+    room = slices.step([rows[-1 - place % 24] for place in range(16)]).total
+    assert fitting.largest_batch(slices, room).most == pytest.approx(16, rel=0.15)
+    assert fitting.largest_batch(slices, 1000).most == 0
+    room = slices.step([longer(row, 300) for row in rows[-4:]]).total
+    assert fitting.longest_row(slices, room).most == pytest.approx(300, rel=0.2)
+    assert fitting.longest_row(slices, 1000).most == 0
+
+
+def test_auto_takes_the_largest_power_of_two_that_fits_and_keeps_an_epoch_long(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_config(folder, train={"batch_size": "auto"})
+    few = run_rows(config)
+    many = RunRows([*few.train] * 40, [])
+    # A batch of n rows needs n bytes more than the bound lets pass.
+    monkeypatch.setattr(fitting, "find_bounds", lambda *_: Bounds(0, PLENTY, 0))
+    monkeypatch.setattr(fitting, "peak_bytes", lambda config, *_: config.train.batch_rows)
+
+    def taken(rows: RunRows, room: int) -> int:
+        return fitting.resolve_batch_size(config, rows, folder, room).train.batch_rows
+
+    assert [taken(many, room) for room in (1000, 32, 31, 9, 1, 0)] == [32, 32, 16, 8, 1, 1]
+    assert taken(few, 1000) == 1  # 24 rows: an epoch keeps 16 batches
+    with pytest.raises(ValueError, match="has not been resolved"):
+        _ = config.train.batch_rows
+
+
+def test_the_remedy_fits_and_keeps_the_rows_of_an_update_where_that_is_enough(folder: Path) -> None:
+    config = run_config(folder, "small", train={"batch_size": 16})
+    rows = run_rows(config)
+    half = run_config(folder, "small", train={"batch_size": 8, "gradient_accumulation_steps": 2})
+    room = int(1.02 * fitting.peak_bytes(half, rows, folder, PLENTY))
+    remedy = fitting.find_remedy(config, rows, folder, room)
+    assert remedy is not None
+    assert remedy.settings == ("train.batch_size=8", "train.gradient_accumulation_steps=2")
+    assert remedy.peak_bytes <= room
+
+
+def test_remedies_become_harder_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config(folder, train={"batch_size": 4})
+    rows = run_rows(config)
+    tried: list[RunConfig] = []
+    monkeypatch.setattr(fitting, "peak_bytes", lambda config, *_: tried.append(config) or PLENTY)
+    assert fitting.find_remedy(config, rows, folder, 1000) is None
+    assert [(one.train.batch_size, one.train.gradient_accumulation_steps) for one in tried[:2]] == [(2, 2), (1, 4)]
+    assert {one.train.gradient_checkpointing for one in tried[2:]} == {True}
+    assert [one.lora.layers for one in tried[2:6]] == ["all", 6, 3, 1]
+    assert tried[-1].data.truncation == "drop"
+
+
+def test_measuring_stops_before_it_takes_more_than_there_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "_AT_ONCE", 256)
+    config = run_config(folder, "small")
+    rows = run_rows(config)
+    measured: list[int] = []
+    step = probe.Probe.step
+    monkeypatch.setattr(
+        probe.Probe, "step", lambda self, batch, copies: measured.append(len(batch)) or step(self, batch, copies)
+    )
+    room = 20 * 2**20
+    phase = Slices(config, rows, folder, room).step([longer(row, 256) for row in rows.train[:16]])
+    assert measured[:2] == [1, 1]
+    assert max(measured) < 16
+    assert phase.how.startswith("estimated")
+    assert phase.working > room
+
+
+def test_a_stretched_row_keeps_its_shares(folder: Path) -> None:
+    row = Example(np.arange(10, dtype=np.int32), np.arange(10) >= 8, "row", None)
+    assert longer(row, 20).tokens.tolist() == [place // 2 for place in range(20)]
+    assert longer(row, 20).loss_mask.sum() == 4
+    assert longer(row, 5).tokens.tolist() == [0, 2, 4, 6, 8]
+
+
+def test_the_worst_batch_is_the_one_with_the_most_positions() -> None:
+    rows = [
+        Example(np.full(length, length, np.int32), np.arange(length) > 0, "row", None) for length in (9, 50, 12, 40)
+    ]
+    schedule = Schedule((8, 49, 11, 39), 2, 1, 0, 2, 4)
+    assert sorted(len(row.tokens) for row in worst_batch(rows, schedule, shared_prefix=True)) == [40, 50]
+
+
+def test_phases_come_in_the_order_of_the_run(folder: Path) -> None:
+    config = run_config(folder, "small", lora={"layers": 1}, train={"epochs": 2}, data={"valid_share": 0.2})
+    phases = predict(Slices(config, run_rows(config), folder, PLENTY)).phases
+    assert [phase.name for phase in phases] == [
+        "loading the base",
+        "comparing the engine with the plain forward",
+        "running the frozen layers",
+        STEP,
+        "a validation",
+    ]
+    assert phases[3].weights < phases[2].weights  # the lower layers have left

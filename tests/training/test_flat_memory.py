@@ -1,0 +1,35 @@
+"""Memory over a long run: a thousand steps on rows of varying lengths hold no more at their end than at the start."""
+
+import mlx_lora  # isort: skip  # before mlx.core: it loads OpenBLAS
+import mlx.core as mx
+import numpy as np
+
+from mlx_lora.config import RunConfig
+from mlx_lora.dataset.examples import Example
+from mlx_lora.lora.inject import inject_lora
+from mlx_lora.training.session import build_session
+from tests.tiny import tiny_model
+
+assert mlx_lora
+
+
+def test_a_thousand_steps_of_varying_lengths_keep_memory_flat() -> None:
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        tokens = draw.integers(5, 300, int(draw.integers(4, 48))).astype(np.int32)
+        rows.append(Example(tokens, np.arange(len(tokens)) > len(tokens) // 2, f"row {number}", None))
+    config = RunConfig.model_validate(
+        {"model": "tiny", "data": {"train": "rows"}, "lora": {"rank": 2, "layers": 2}, "output_dir": "nowhere",
+         "train": {"steps": 1000, "batch_size": 2}}
+    )  # fmt: skip
+    model = tiny_model(layers=2)
+    inject_lora(model, config.lora, seed=0)
+    session = build_session(config, model, rows, [])
+    mx.reset_peak_memory()
+    active, peaks = {}, {}
+    for report in session.steps():
+        if report.step % 100 == 0:
+            active[report.step], peaks[report.step] = mx.get_active_memory(), report.peak_bytes
+    assert max(active.values()) - min(active.values()) < 0.02 * active[100]
+    assert peaks[1000] < 1.05 * peaks[100]
