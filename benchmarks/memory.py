@@ -112,7 +112,7 @@ def measure(path: Path) -> dict[str, int]:
     from mlx_lora.commands import train
 
     assert mlx_lora
-    train.fit_run = lambda config, rows: None  # no limits from the very prediction that is tested
+    train.fit_run = lambda config, rows: ""  # no limits from the very prediction that is tested
     found: list[int] = []
     reset = mx.reset_peak_memory
 

@@ -107,7 +107,7 @@ def load(
     def client(number: int) -> None:
         with httpx.Client(base_url=address, timeout=300) as http:
             # Another start each time, so that no answer is read off a prompt cache but for its first words.
-            ask(http, {**bodies[number % len(bodies)], **request(90_000 + number, options.tokens)}, None, lock, None)
+            ask(http, {**bodies[number % len(bodies)], **request(90_000 + number, 2)}, None, lock, None)
             warm.wait()
             turn = 0
             while time.perf_counter() < end[0]:

@@ -7,8 +7,7 @@ One adapter of the built-in model is copied N times with other values, so that e
 `swap` (AdapterBank.activate, to another adapter each time), `use` (LoraModel.use, which also sets how prompts are
 written), `off` (to the base), `mix` (two adapters by weight, for the first time), `again` (the same mixes once more),
 `add` (read, check and keep), `apply` (read and put on without a bank), and mlx-lm's way: base and adapter loaded anew
-(`mlx_lm.load`). Answers of some adapters are compared with those of fresh loads, to the bit. Nothing else should be
-running.
+(`mlx_lm.load`). Answers of some adapters are compared with those of fresh loads, to the bit. Nothing else should run.
 """
 
 import argparse

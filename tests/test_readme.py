@@ -14,12 +14,13 @@ from mlx_lora.cli import app
 from mlx_lora.runfile import load_config
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/EVALUATION.md", "docs/TROUBLESHOOTING.md", "docs/EXPORT.md")
+PAGES = ("README.md", "docs/EVALUATION.md", "docs/TROUBLESHOOTING.md", "docs/EXPORT.md", "docs/SERVE.md")
 FILE = re.compile(r"(?:configs|data|docs|adapters|benchmarks|tests)/[\w./-]*\w")
 MADE_LATER = (
     "adapters/demo",
     "adapters/sample",
     "adapters/my-run",
+    "adapters/theirs",
     "adapters/taken-over",
     "adapters/stanley-cup-modern/report.html",
     "data/train.jsonl",

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,22 +109,28 @@ def _write_peft(target: Path, job: Job) -> dict[str, Any]:
 
 def _peft_parameters(job: Job) -> "PeftParameters":
     """The adapter's shape and scale as PEFT says them, and the base by the name that PEFT's users find it under."""
+    from pydantic import ValidationError
+
+    from mlx_lora.config import LoraSettings
     from mlx_lora.exchange.peft_config import PeftParameters
     from mlx_lora.model.builtin import BUILTIN_MODELS
 
     own, identity = job.folder.parameters, job.base.identity
-    settings = job.folder.facts.get("lora") or {}
+    alpha, use_rslora = own.scale * own.rank, False  # for an adapter of mlx-lm's, which has a scale only
+    with suppress(ValidationError):
+        settings = LoraSettings.model_validate(job.folder.facts.get("lora"))
+        if (settings.scale, settings.rank) == (own.scale, own.rank):
+            alpha, use_rslora = settings.alpha, settings.use_rslora
+    built_in = BUILTIN_MODELS.get(identity.name)
     parameters = PeftParameters(
         own.method,
         own.rank,
-        float(settings.get("alpha", 0.0)),
-        bool(settings.get("use_rslora")),
+        alpha,
+        use_rslora,
         own.dropout,
-        job.base_name or (BUILTIN_MODELS[identity.name].original if identity.name in BUILTIN_MODELS else identity.name),
+        job.base_name or (identity.name if built_in is None else built_in.original),
         None if job.base_name else identity.revision,
     )
-    if parameters.scale != own.scale:  # an adapter of mlx-lm's has a scale only
-        parameters = replace(parameters, alpha=own.scale * own.rank, use_rslora=False)
     if job.base.quantization is not None:
         say_note(
             f"it was trained on quantized weights; with {parameters.base} in full precision its answers may differ a "

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from mlx_lora.commands.replay import stand_in_rows
 from mlx_lora.config import RunConfig
-from mlx_lora.console import talk
 from mlx_lora.errors import PredictionError, TrainingError
 from mlx_lora.files import cache_folder
 from mlx_lora.runfile import load_config
@@ -52,8 +51,8 @@ def resolve_auto(config: RunConfig, rows: "RunRows", *, earlier: Path | None = N
     return resolve_batch_size(config, rows, frozen_folder(), find_room(config.train.memory_limit_gb).nbytes)
 
 
-def fit_run(config: RunConfig, rows: "RunRows") -> None:
-    """Give MLX the limits of a run that fits, and say so in one line.
+def fit_run(config: RunConfig, rows: "RunRows") -> str:
+    """Give MLX the limits of a run that fits; return one line that says so.
 
     A run that stays far below what there is costs milliseconds; another is measured on a thin slice of its model.
     Raises: TrainingError with settings that fit.
@@ -75,15 +74,14 @@ def fit_run(config: RunConfig, rows: "RunRows") -> None:
             if worst.total > room.nbytes:
                 raise _does_not_fit(config, rows, worst, room)
         except PredictionError as error:
-            talk.print(f"warning: {error.message}", markup=False, soft_wrap=True)
-            return
+            return f"warning: {error.message}"
         finally:
             mx.clear_cache()
             mx.reset_peak_memory()  # what was measured is no part of the run
         peak, working = worst.total, worst.working
         needed = f"about {format_bytes(peak)} needed"
     set_limits(choose_limits(peak, working, room))
-    talk.print(f"memory: {needed}, {format_bytes(room.nbytes)} there ({room.source})", markup=False, soft_wrap=True)
+    return f"memory: {needed}, {format_bytes(room.nbytes)} there ({room.source})"
 
 
 def require_weights_fit(config: RunConfig, bounds: "Bounds", room: "Room") -> None:

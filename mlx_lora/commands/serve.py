@@ -108,7 +108,9 @@ def _introduce(engine: "Engine", residents: "Residents", address: str) -> None:
                 talk.print(f"  note: {note}", markup=False)
     if not engine.shares_batches:
         talk.print("note: this family cannot mix rows of different lengths: one answer is generated at a time")
-    talk.print(f"serving at {address}/v1, a page to try it at {address}/ (Ctrl-C ends it)", markup=False)
+    talk.print(
+        f"serving at {address}/v1, a page to try it at {address}/ (Ctrl-C ends it)", markup=False, soft_wrap=True
+    )
 
 
 def _folders(adapters: list[Path]) -> dict[str, Path]:

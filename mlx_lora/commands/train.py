@@ -150,18 +150,19 @@ def _build(
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data)
     rows = run_rows(config, tokenizer, splits, built)
-    config = resolve_auto(config, rows, earlier=Path(config.output_dir) / "run.yaml" if checkpoint else None)
+    config = resolve_auto(config, rows, earlier=typed_path(config.output_dir) / "run.yaml" if checkpoint else None)
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
     inspection.raise_faults()
     for warning in inspection.warnings:
         talk.print(f"warning: {warning}", markup=False, soft_wrap=True)
     train_set, valid_set = built["train"].examples, built["valid"].examples
     questions = read_retention(config, tokenizer)
-    fit_run(config, rows)
+    memory = fit_run(config, rows)
     base = load_base(config.model, revision=config.revision, compute=config.compute)
     replay = build_replay(config, base, tokenizer, splits, train_set, group.size)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
     print_header(config, base, injection, len(train_set), len(valid_set))
+    talk.print(memory, markup=False, soft_wrap=True)
     for note in built["train"].notes:
         talk.print(f"note: {note}", markup=False, soft_wrap=True)
     if group.size > 1:

@@ -110,7 +110,7 @@ class AdapterBank:
             layer.eval()
             mx.eval(layer.adapter_parameters)
             if isinstance(layer, DoRALinear):
-                mx.eval(layer.squared_base_norms)
+                layer.keep_gains()
         self._commit({**self._residents, name: Resident(name, adapter, applied, version, layers)}, self._active)
         return self._residents[name]
 

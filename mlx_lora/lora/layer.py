@@ -111,6 +111,7 @@ class DoRALinear(AdapterLayer):
     parameter_names = ("lora_a", "lora_b", "m")
     m: mx.array
     _squared_norms: mx.array
+    _kept_gains: mx.array | None
 
     def __init__(self, linear: Any, rank: int, scale: float, dropout: float, key: mx.array) -> None:
         inputs, outputs = linear_dims(linear)
@@ -118,6 +119,7 @@ class DoRALinear(AdapterLayer):
         # An underscore keeps it out of the parameters: it follows from the base.
         self._squared_norms = mx.square(dense_weight(linear)).sum(axis=1)
         self.m = self.row_norms()
+        self._kept_gains = None
 
     @property
     def rank(self) -> int:
@@ -143,6 +145,11 @@ class DoRALinear(AdapterLayer):
         """m / ‖W + ΔW‖ of each output row, (D_out,) float32: exactly 1 before training."""
         return self.m / mx.stop_gradient(mx.maximum(self.row_norms(), SMALLEST_NORM))
 
+    def keep_gains(self) -> None:
+        """Compute the gains once and for all: for parameters that no longer change. Answers stay the same bits."""
+        self._kept_gains = self.gains()
+        mx.eval(self._kept_gains)
+
     def __call__(self, x: mx.array) -> mx.array:
         """x: (..., D_in) → (..., D_out), in the dtype of the base's answer."""
         y: mx.array = self.linear(x)
@@ -150,7 +157,7 @@ class DoRALinear(AdapterLayer):
             return y
         base: mx.array = y - self.linear.bias if "bias" in self.linear else y
         update: mx.array = self.scale * ((self.dropout(x) @ self.lora_a) @ self.lora_b)
-        gains = self.gains()
+        gains = self.gains() if self._kept_gains is None else self._kept_gains
         # gains · (base + update) + bias, written as a change of y so that gains = 1 and B = 0 give y bit for bit.
         return y + ((gains - 1) * base + gains * update).astype(y.dtype)
 

@@ -141,6 +141,15 @@ class ContinuousBatch:
             self._finished.insert_cache(owner, list(tokens), layers)
 
 
+def leave_thread() -> None:
+    """Give back what MLX keeps for this thread, as its last act.
+
+    Left to the end of the thread, the clean-up may meet an interpreter that ends, and aborts the process. Source:
+    https://github.com/ml-explore/mlx/pull/4110 and 3395.
+    """
+    mx.clear_streams()
+
+
 def batches_rows(model: nn.Module) -> bool:
     """Whether rows of different lengths that share a batch get the tokens' likelihoods that each gets alone.
 

@@ -29,6 +29,7 @@ _KEPT: Mapping[str, tuple[State, str]] = {
     "worse": ("bad", "It forgot"),
     "broken": ("bad", "It forgot: the model is broken"),
 }
+_ALONE = "Not compared with the base"
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ def learning_headline(run: Run) -> Headline:
         one = alone[0]
         scored = f"{metric_name(one.metric)} {share_text(one, one.metric)}"
         sentence = f"{one.data.name}: {scored}. The base was not asked the same questions."
-        return Headline("unknown", "Not compared with the base", sentence, command)
-    return _by_losses(run, command)
+        losses = _by_losses(run, command, sentence)
+        return losses if losses.state in ("bad", "unsure") else Headline("unknown", _ALONE, sentence, command)
+    return _by_losses(run, command, "Nobody asked it questions yet.")
 
 
 def forgetting_headline(run: Run) -> Headline:
@@ -111,13 +113,13 @@ def _worst(headlines: list[Headline]) -> Headline:
     return Headline(chosen.state, chosen.title, " ".join(one.sentence for one in headlines))
 
 
-def _by_losses(run: Run, command: str) -> Headline:
+def _by_losses(run: Run, command: str, unasked: str) -> Headline:
+    """What the validation losses say; `unasked` says what is known of answers."""
     ends = run.events.of("end")
     if run.ended_by == "error":
         message = str(ends[-1].get("message") or "The files do not say which.")
         return Headline("bad", "It ended with an error", message, None)
     validations, base = run.events.validations, run.base_loss
-    unasked = "Nobody asked it questions yet."
     if base is None or run.best_validation is None:
         return Headline("unknown", "Not tested yet", unasked, command)
     best, last = number(run.best_validation, "loss"), number(validations[-1], "loss")

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_lora.model.continuous import ContinuousBatch, Token, batches_rows
+from mlx_lora.model.continuous import ContinuousBatch, Token, batches_rows, leave_thread
 from mlx_lora.model.load import LoadedModel
 from mlx_lora.model.stream import make_sampler
 from mlx_lora.serving.answer import AnswerText, Finished, Likelihood
@@ -105,6 +105,12 @@ class Engine:
         return done
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            leave_thread()
+
+    def _serve(self) -> None:
         try:
             base = self._load()
             residents = Residents(base)

@@ -69,7 +69,6 @@ class Speaker:
             raise bad_request(
                 f"The prompt has {len(prompt)} tokens; prompt and answer have {self.context} together.",
                 code="context_length_exceeded",
-                param="messages",
             )
         return min(wanted, self.context - len(prompt))
 

@@ -6,6 +6,7 @@ Needs Chromium, so it is asked for by name: `pytest -m browser`.
 import shutil
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,11 @@ def test_a_server_with_a_key_asks_for_it_and_a_fault_is_shown_as_text(page, hous
         page.run("document.getElementById('unlock').click()")
         wait_for(page, "document.querySelectorAll('#models input').length === 2")
         assert page.run("document.getElementById('key-row').hidden")
-        ask(page, "<img src=x onerror='window.hacked = true'>", tokens=9000)
-        wait_for(page, "document.querySelectorAll('article.failed').length === 2")
-        assert "max_tokens is 9000, this server allows 8192" in page.run(CARDS)[0][1]
+        ask(page, "too long", tokens=9000)
+        assert page.run("document.querySelector('details').open")  # where the wrong number can be seen
+        server.engine.call(partial(server.residents.unload, "red")).result()
+        ask(page, "<img src=x onerror='window.hacked = true'>")
+        wait_for(page, "document.querySelectorAll('article.failed').length === 1")
+        assert page.run(CARDS)[1] == ["red", "The model 'red' does not exist here. There are: tiny-base."]
+        wait_for(page, f"{FACTS}[0].includes(' tokens in ')")
         assert page.run("window.hacked") is None

@@ -145,3 +145,15 @@ def test_a_plain_name_goes_under_adapters(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     run_import(peft, "taken-over", model=str(tmp_path / "base"))
     assert (tmp_path / "adapters" / "taken-over" / "adapters.safetensors").is_file()
+
+
+def test_an_adapter_of_mlx_lms_has_its_scale_as_alpha(tmp_path: Path) -> None:
+    make_adapter(tmp_path)
+    path = tmp_path / "run" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    del config["mlx_lora"]
+    config["lora_parameters"]["scale"] = 20.0
+    path.write_text(json.dumps(config))
+    peft = _export(tmp_path, model=str(tmp_path / "base"))
+    written = json.loads((peft / "adapter_config.json").read_text())
+    assert (written["r"], written["lora_alpha"], written["use_rslora"]) == (4, 80.0, False)

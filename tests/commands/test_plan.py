@@ -81,7 +81,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_measured(
 ) -> None:
     monkeypatch.setattr("mlx_lora.memory.prediction.Slices", None)
     for refuse in (run_train, lambda path, given: run_plan(load_config(path, given), json_output=True)):
-        with pytest.raises(TrainingError, match=r"its weights alone need 376\.1 kB, and there are 100\.0 kB"):
+        with pytest.raises(TrainingError, match=r"its weights alone need 378\.1 kB, and there are 100\.0 kB"):
             refuse(run_file, ["train.memory_limit_gb=0.0001", f"output_dir={run_file.parent / 'never'}"])
 
 

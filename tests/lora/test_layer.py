@@ -219,3 +219,16 @@ def test_what_can_be_adapted():
     others = (nn.Embedding(8, INPUTS), nn.RMSNorm(INPUTS), nn.Conv1d(4, 4, 2), MultiLinear(8, 8, 2))
     assert not any(map(can_adapt, others))
     assert not can_adapt(LoRALinear(_linear(), RANK, SCALE, 0.0, mx.random.key(0)))
+
+
+def test_gains_that_are_kept_give_the_same_bits_and_do_not_follow_later_changes():
+    layer = _trained(DoRALinear(_linear(4), RANK, SCALE, 0.0, mx.random.key(0)))
+    x = _inputs(5, INPUTS)
+    before = layer(x)
+    layer.keep_gains()
+    assert mx.array_equal(layer(x), before)
+    gains = layer.gains()
+    layer.m = 2 * layer.m
+    assert mx.array_equal(layer.gains(), 2 * gains)
+    assert mx.array_equal(layer(x), before)
+    assert "_kept_gains" not in dict(tree_flatten(layer.parameters()))

@@ -81,8 +81,9 @@ def test_the_owners_follow_their_rows_through_every_change_of_the_batch():
     assert batch.rows == 0
 
 
-def test_what_was_read_is_read_again_only_for_another_owner():
-    model = tiny_model("llama")
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_what_was_read_is_read_again_only_for_another_owner(family):
+    model = tiny_model(family)
     batch = ContinuousBatch(model, lambda owners: None, cache_bytes=1 << 30)
     prompt = prompts_of(1, seed=8)[0] * 3
     row, reused = batch.insert(prompt, 1, max_tokens=4, ends=frozenset())
@@ -98,7 +99,8 @@ def test_what_was_read_is_read_again_only_for_another_owner():
     run(batch, answers)
     assert answers[again] == answers[other] == plain_answer(model, longer, 4)[0]
     same, reused = batch.insert(longer, 1, max_tokens=1, ends=frozenset())
-    assert reused == len(longer) - 1  # one token is always fed
+    # One token is always fed; past its window a sliding layer gives none back, and the turn before is taken.
+    assert reused == len(longer) - (1 if family == "llama" else 2)
     run(batch, {same: []})
 
 

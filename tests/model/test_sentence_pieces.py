@@ -12,7 +12,7 @@ from mlx_lora.model.sentence_pieces import SPACE, is_sentencepiece, merges_of, s
 from tests.model.test_pre_tokenizers import Metadata
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-BUILT = [SPACE + "t", "he", SPACE + "the", "in", SPACE + "the" + SPACE + "in", *SPACE, *"theins"]
+BUILT = [SPACE + "t", "he", SPACE + "the", "in", SPACE + "in", SPACE + "the" + SPACE + "in", *SPACE, *"theins"]
 TOKENS = ["<unk>", "<s>", "</s>", *BYTES, *BUILT]
 SCORES = [0.0] * 259 + [-float(rank) for rank in range(len(BUILT))]
 TYPES = [2, 3, 3] + [6] * 256 + [1] * len(BUILT)

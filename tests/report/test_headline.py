@@ -58,6 +58,13 @@ def test_without_the_base_nothing_is_claimed(tmp_path):
     assert answer.command == "mlx-lora eval …/one --base".replace("…", f"…/{tmp_path.name}")
 
 
+def test_without_the_base_a_loss_that_never_fell_still_decides(tmp_path):
+    events = [START, validation(0, 3.0), step(1), validation(1, 3.0)]
+    answer = learning_headline(read(tmp_path, result(base=False), events=events))
+    assert (answer.state, answer.title) == ("unsure", "It taught nothing")
+    assert answer.sentence.endswith("The base was not asked the same questions.")
+
+
 def test_without_answers_the_losses_are_told_and_the_command_named(tmp_path):
     answer = learning_headline(read(tmp_path))
     assert (answer.state, answer.title) == ("unknown", "The validation loss fell")

@@ -95,7 +95,7 @@ async function answer(model, body, signal) {
   facts.textContent = "waiting…";
   by("answers").append(card);
   const begun = performance.now();
-  const seconds = () => ((performance.now() - begun) / 1000).toFixed(1);
+  const seconds = () => ((performance.now() - begun) / 1000).toFixed(2);
   let first = null;
   try {
     const reply = await fetch("/v1/chat/completions", {
@@ -156,6 +156,8 @@ async function ask(event) {
 }
 
 by("ask").addEventListener("submit", ask);
+// A browser cannot point at a wrong value that is folded away, and would refuse in silence.
+by("ask").addEventListener("invalid", () => (document.querySelector("details").open = true), true);
 by("stop").addEventListener("click", () => running && running.abort());
 by("unlock").addEventListener("click", showModels);
 by("key").addEventListener("keydown", (event) => {

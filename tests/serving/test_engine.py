@@ -1,0 +1,80 @@
+"""What the engine does when something goes wrong: nobody waits for ever, nobody gets another's answer."""
+
+import asyncio
+import logging
+import time
+
+import httpx
+
+from mlx_lora.model.continuous import ContinuousBatch
+from mlx_lora.serving.engine import Engine
+from mlx_lora.serving.job import Answers, Job, Wanted
+from mlx_lora.serving.refusals import Refusal
+from tests.serving.house import House, engine_of, served
+
+
+def body_of(house: House, name: str = "red", **fields) -> tuple[dict, str]:
+    question, wanted = next(iter(house.answers[name].items()))
+    return {"model": name, "messages": [{"role": "user", "content": question}], "max_tokens": 6, **fields}, wanted
+
+
+def test_who_was_in_a_step_that_failed_is_told_and_the_next_is_answered(house: House, monkeypatch, caplog):
+    step, calls = ContinuousBatch.step, []
+
+    def fails_once(batch):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("a secret of the inside")
+        return step(batch)
+
+    with served(house, names=("red",)) as server:
+        monkeypatch.setattr(ContinuousBatch, "step", fails_once)
+        body, wanted = body_of(house)
+        lost = httpx.post(f"{server.address}/v1/chat/completions", json=body)
+        assert (lost.status_code, lost.json()["error"]["type"]) == (500, "server_error")
+        assert "secret" not in lost.text
+        found = httpx.post(f"{server.address}/v1/chat/completions", json=body)
+        assert found.json()["choices"][0]["message"]["content"] == wanted
+    assert "a secret of the inside" in caplog.text  # the log has it, with its trace
+
+
+def test_when_the_engine_ends_all_who_wait_and_all_who_come_are_told(house: House, monkeypatch, caplog):
+    caplog.set_level(logging.CRITICAL)  # its trace is meant, here
+    turn = Engine._turn
+    with served(house, names=("red",)) as server:
+        body, _ = body_of(house, max_tokens=300)
+
+        def breaks(engine, batch, residents):
+            if engine._rows:
+                raise MemoryError
+            return turn(engine, batch, residents)
+
+        monkeypatch.setattr(Engine, "_turn", breaks)
+        waiting = httpx.post(f"{server.address}/v1/chat/completions", json=body)
+        assert (waiting.status_code, waiting.json()["error"]["code"]) == (503, "shutting_down")
+        assert httpx.post(f"{server.address}/v1/chat/completions", json=body).status_code == 503
+        assert httpx.post(f"{server.address}/v1/adapters", json={"name": "blue"}).status_code == 503
+        assert httpx.get(f"{server.address}/health").status_code == 503
+
+
+def test_a_request_whose_adapter_left_before_its_turn_is_not_answered_by_the_base(house: House):
+    with engine_of(house, names=("red", "blue")) as (engine, residents, _):
+        red = residents.speaker("red")
+        engine.call(lambda: residents.unload("red")).result()
+        engine.call(lambda: None).result()  # a turn later it has left memory
+        assert not residents.has(red.owner)
+
+        async def ask() -> Refusal | None:
+            answers = Answers(engine.cancel)
+            prompt = red.chat_prompt([{"role": "user", "content": "Who?"}])
+            answers.add(Job(red, prompt, Wanted(max_tokens=4), 0, time.monotonic() + 60, answers))
+            engine.submit(answers.jobs)
+            try:
+                await answers.next()
+            except Refusal as refusal:
+                return refusal
+            return None
+
+        refusal = asyncio.run(ask())
+    assert refusal is not None
+    assert (refusal.status, refusal.code) == (404, "model_not_found")
