@@ -7,7 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from mlx_lora import __version__
-from mlx_lora.cli_adapters import adapters_app
+from mlx_lora.cli_adapters import adapters_app, pull, push
 from mlx_lora.cli_exchange import adopt, export
 from mlx_lora.cli_options import JsonOutput, ModelName, Overrides, Revision, RunFile
 from mlx_lora.cli_serve import serve
@@ -35,6 +35,8 @@ app = typer.Typer(
 config_app = typer.Typer(help="Look at run files and their schema.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(adapters_app, name="adapters")
+app.command()(push)
+app.command()(pull)
 
 
 def _version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""The command line of `mlx-lora adapters`: options to typed parameters of the recipes in commands/."""
+"""The command line of `mlx-lora adapters`, push and pull: options to typed parameters of the recipes in commands/."""
 
 from pathlib import Path
 from typing import Annotated
@@ -104,3 +104,39 @@ def merge_adapters(
             json_output=json_output,
         )
     )
+
+
+Repository = Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository.", show_default=False)]
+
+
+def push(
+    adapter: Adapter,
+    repository: Repository,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Add a commit where the repository exists.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files, print the card, send nothing.")] = False,
+    json_output: JsonOutput = False,
+) -> None:
+    """Send an adapter with a model card to the Hugging Face Hub, without paths and tokens of this machine."""
+    from mlx_lora.commands.push import run_push
+
+    raise typer.Exit(
+        run_push(adapter, repository, public=public, update=update, dry_run=dry_run, json_output=json_output)
+    )
+
+
+def pull(
+    repository: Repository,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The folder to write; adapters/NAME otherwise.", show_default=False),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Branch, tag or commit.", show_default=False)
+    ] = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Fetch an adapter from the Hugging Face Hub: whole, checked, its commit recorded."""
+    from mlx_lora.commands.pull import run_pull
+
+    raise typer.Exit(run_pull(repository, output, revision=revision, json_output=json_output))

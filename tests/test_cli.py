@@ -53,6 +53,7 @@ def test_the_app_has_the_commands_that_the_readme_tells_of() -> None:
     assert {" ".join(words) for words in command_paths()} == {
         *("", "init", "check", "plan", "train", "eval", "report", "fuse", "export", "import", "chat", "serve"),
         *("config", "config schema", "config show"),
+        *("push", "pull"),
         *("adapters", *(f"adapters {name}" for name in ("list", "show", "diff", "rm", "merge"))),
     }
 

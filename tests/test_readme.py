@@ -20,6 +20,7 @@ MADE_LATER = (
     "adapters/demo",
     "adapters/sample",
     "adapters/my-run",
+    "adapters/theirs",
     "adapters/taken-over",
     "adapters/stanley-cup-modern/report.html",
     "data/train.jsonl",
@@ -77,6 +78,7 @@ def test_a_line_with_an_option_that_does_not_exist_is_found() -> None:
 def test_the_readme_shows_every_command() -> None:
     leaves = {"init", "check", "plan", "train", "eval", "report", "fuse", "export", "import", "chat", "serve"}
     leaves |= {"config show", "config schema"}
+    leaves |= {"push", "pull"}
     leaves |= {"adapters", *(f"adapters {name}" for name in ("show", "diff", "merge", "rm"))}
     assert {parse(line) for line in command_lines(read("README.md"))} >= leaves
 

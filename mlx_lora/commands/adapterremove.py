@@ -12,7 +12,7 @@ from mlx_lora.training.runfolder import LOCK_FILE, claimed_folder
 
 # All that the program writes into an adapter's folder, and what file browsers leave.
 _OWN_FILES = {"adapters.safetensors", "adapter_config.json", "run.yaml", "metrics.jsonl", "report.html", "README.md"}
-_OWN_FILES |= {"adapter_model.safetensors", ".gitattributes", ".DS_Store", LOCK_FILE}
+_OWN_FILES |= {"adapter_model.safetensors", ".gitattributes", "hub.json", ".DS_Store", LOCK_FILE}
 _OWN_FOLDERS = {"checkpoints", "eval"}
 _OWN_NAMES = {True: _OWN_FOLDERS, False: _OWN_FILES}
 

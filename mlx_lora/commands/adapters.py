@@ -110,7 +110,14 @@ def _print_shown(shelved: Shelved, adapter: "AdapterFolder", norms: dict[str, fl
     ]
     known = {"method", "rank"}
     trained = [pair for pair in (*adapter_facts(run), *run_facts(run)) if pair[0] not in known]
-    pairs = [*shape, *base_facts(run), *trained, *environment(run), *_ancestors(run.adapter.get("merged_from"))]
+    pairs = [
+        *shape,
+        *base_facts(run),
+        *trained,
+        *environment(run),
+        *_ancestors(run.adapter.get("merged_from")),
+        *_origin(shelved),
+    ]
     print_table(["", ""], [list(pair) for pair in pairs])
     data = data_table(run)
     if data is not None:
@@ -138,6 +145,13 @@ def _ancestors(merged: Any) -> list[tuple[str, str]]:
         return []
     parts = [f"{one['weight']:g} · {one['name']}" for one in merged["adapters"]]
     return [("merged from", f"{' + '.join(parts)} ({merged['method']})")]
+
+
+def _origin(shelved: Shelved) -> list[tuple[str, str]]:
+    from mlx_lora.commands.pull import read_origin
+
+    origin = read_origin(shelved.folder)
+    return [] if origin is None else [("pulled from", origin)]
 
 
 def _norm_rows(norms: dict[str, float]) -> list[list[str]]:

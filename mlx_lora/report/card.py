@@ -17,11 +17,9 @@ _HUB_NAMES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}  #
 def adapter_card(run: Run, *, name: str, licence: str | None = None) -> str:
     """The card of an adapter: base, data, scores, run file, and how to use it. name: as people will ask for it."""
     model = _model_of(run)
-    use = (
-        f"    mlx-lora pull {name} -o adapters/{run.name}\n"
-        f"    mlx-lora chat {run.name}\n"
-        f"    mlx_lm.generate --model {_hub_name(model) or 'BASE'} --adapter-path adapters/{run.name} --prompt …"
-    )
+    use = f"    mlx-lora pull {name} -o adapters/{run.name}\n    mlx-lora chat {run.name}"
+    if _hub_name(model) == model:  # what is built in here is a packing of its own of the model on the Hub
+        use += f"\n    mlx_lm.generate --model {model} --adapter-path adapters/{run.name} --prompt …"
     return _card(
         _front([model], licence, ["lora", "adapter"], "adapter"),
         f"# {run.name}",
