@@ -105,21 +105,22 @@ def _api() -> Any:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without the library's own bars and remarks: what matters is said by the command."""
+    import logging
     import warnings
 
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     before = are_progress_bars_disabled()
-    verbosity = logging.get_verbosity()
+    verbosity = hub_logging.get_verbosity()
     disable_progress_bars()
-    logging.set_verbosity(logging.ERROR)
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(verbosity)
         if not before:
             enable_progress_bars()
 
