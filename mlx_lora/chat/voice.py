@@ -54,7 +54,8 @@ class Attached:
     def size(self) -> str:
         """What it does to the base, in a few words."""
         if not self.is_mix:
-            return self.residents[0].applied.size
+            applied = self.residents[0].applied
+            return f"{applied.active_modules} modules, ‖ΔW‖/‖W‖ = {applied.delta_ratio:.3g}"
         modules = {path for resident in self.residents for path in resident.layers}
         return f"mixed by weight on {len(modules)} modules"
 

@@ -80,12 +80,7 @@ class AppliedAdapter:
     @property
     def line(self) -> str:
         """What every command says when it has put an adapter on."""
-        return f"adapter active: {self.size}"
-
-    @property
-    def size(self) -> str:
-        """Modules that change the base, and by how much."""
-        return f"{self.active_modules} modules, ‖ΔW‖/‖W‖ = {self.delta_ratio:.3g}"
+        return f"adapter active: {self.active_modules} modules, ‖ΔW‖/‖W‖ = {self.delta_ratio:.3g}"
 
 
 def save_adapter(

@@ -45,7 +45,7 @@ class ScriptedVoice:
         if folder.name not in self.adapters:
             raise AdapterError(f"{folder}: belongs to another base")
         applied = AppliedAdapter(tuple(f"m{number}" for number in range(7)), 7, 0.01, ("a note",))
-        self.attached = SimpleNamespace(label=folder.name, line=applied.line, size=applied.size, notes=applied.notes)
+        self.attached = SimpleNamespace(label=folder.name, line=applied.line, size="7/7 modules", notes=applied.notes)
         self.enabled = True
 
     @property

@@ -228,6 +228,7 @@ def test_a_base_without_a_chat_template_is_asked_in_plain_words(tmp_path: Path) 
 def test_several_adapters_stay_resident_and_the_first_answers(adapters: Path) -> None:
     voice = load_voice([adapters / "four", adapters / "eight"], model=None, revision=None)
     assert [Path(name).name for name in voice.bank.names] == ["four", "eight"]
+    assert voice.lookup(voice.bank.names[1]).size.startswith("28/28 modules, ‖ΔW‖/‖W‖ = ")
     assert Path(voice.label).name == "four"
 
 
