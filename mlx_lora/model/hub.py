@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import ERROR
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def _quietly() -> Iterator[None]:
     before = are_progress_bars_disabled()
     verbosity = logging.get_verbosity()
     disable_progress_bars()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
