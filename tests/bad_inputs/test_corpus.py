@@ -51,7 +51,7 @@ def test_bad_input_ends_with_place_fact_and_remedy_and_nothing_written(
     for name, value in {"COLUMNS": "400", "NO_COLOR": "1"}.items():  # so that no line of an error is broken in two
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MLX_LORA_DEBUG", raising=False)
-    monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_SECONDS", 0.1)
+    monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_SECONDS", 0.5)
     monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_TEXT", 1_000_000)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable was read at the first import
     monkeypatch.setattr(sys, "path", [*sys.path])  # eval adds the folder it is in
