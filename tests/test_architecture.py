@@ -41,11 +41,7 @@ ROOMS: dict[str, set[str]] = {
     # A page says figures in the words of evaluation's tables and sizes in those of the training screen.
     "report": FOUNDATION | {"evaluation", "runfile", "screen"},
     "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"memory", "console", "screen", "runfile", "report", "exchange"},
-    "cli": {"commands", "runfile", "cli_adapters", "cli_exchange", "cli_options", "cli_serve"},
-    "cli_adapters": {"commands", "cli_options"},  # these hold commands with options of their own
-    "cli_exchange": {"commands", "cli_options"},
-    "cli_serve": {"commands", "cli_options"},
-    "cli_options": set(),
+    "cli": {"commands", "runfile"},
     "__main__": {"cli", "console", "errors"},
     # What Python programs use: the chat's voice without its screens, and the command's run with its events.
     "lora_model": {"errors", "files", "dataset", "model", "chat"},
@@ -63,7 +59,7 @@ OUTSIDE = {
     "torch": set[str](),
     "mlx": {"lora", "model", "exchange", "commands", "memory"} | WORKSHOPS,
     "gguf": {"model", "exchange"},  # the one reads it, the other writes it
-    "typer": {"cli", "cli_adapters", "cli_exchange", "cli_options", "cli_serve", "__main__"},
+    "typer": {"cli", "__main__"},
     "yaml": {"runfile"},
     "prompt_toolkit": {"chat"},
     "jinja2": {"model", "report", "exchange"},

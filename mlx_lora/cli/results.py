@@ -1,119 +1,13 @@
-"""The command line: options to typed parameters of the recipes in commands/. Imports neither MLX nor transformers."""
+"""The command line of what a run left: eval, report, fuse, chat. Knows nothing of how the commands work."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from mlx_lora import __version__
-from mlx_lora.cli_adapters import adapters_app, pull, push
-from mlx_lora.cli_exchange import adopt, export
-from mlx_lora.cli_options import JsonOutput, ModelName, Overrides, Revision, RunFile
-from mlx_lora.cli_serve import serve
+from mlx_lora.cli.options import JsonOutput, ModelName, Revision
 
 
-class Commands(TyperGroup):
-    """The subcommands. An end of file where none is expected is a bug: Typer would print "Aborted!" and hide it."""
-
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
-        """Run the subcommand that was typed."""
-        try:
-            return super().invoke(ctx)
-        except EOFError as error:
-            raise RuntimeError("a file or an input ended too early") from error
-
-
-app = typer.Typer(
-    name="mlx-lora",
-    cls=Commands,
-    help="Fine-tune a language model on a Mac: one YAML file, one command, and proof that it learned.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-config_app = typer.Typer(help="Look at run files and their schema.", no_args_is_help=True)
-app.add_typer(config_app, name="config")
-app.add_typer(adapters_app, name="adapters")
-app.command()(push)
-app.command()(pull)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"mlx-lora {__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-@app.command()
-def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write the run file and the sample data.")] = Path("."),
-    model: Annotated[str, typer.Option(help="The base model of the run file.")] = "smollm2-135m-instruct",
-    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
-) -> None:
-    """Write a commented run file and a small data set to start from."""
-    from mlx_lora.commands.init import run_init
-
-    raise typer.Exit(run_init(folder, model=model, force=force))
-
-
-@app.command()
-def check(
-    config: RunFile,
-    overrides: Overrides = None,
-    show: Annotated[int, typer.Option(min=0, help="Rows to show with the trained tokens marked.")] = 2,
-    json_output: JsonOutput = False,
-) -> None:
-    """Validate a run file and its data without loading weights."""
-    from mlx_lora.commands.check import run_check
-    from mlx_lora.runfile import load_config
-
-    raise typer.Exit(run_check(load_config(config, overrides or []), json_output=json_output, show=show))
-
-
-@app.command()
-def plan(config: RunFile, overrides: Overrides = None, json_output: JsonOutput = False) -> None:
-    """Predict the memory of a run without loading weights; exit 1 when it does not fit."""
-    from mlx_lora.commands.plan import run_plan
-    from mlx_lora.runfile import load_config
-
-    raise typer.Exit(run_plan(load_config(config, overrides or []), json_output=json_output))
-
-
-@app.command()
-def train(
-    config: RunFile,
-    overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again where output_dir holds a run.")] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="With --resume: pass over the differences it calls safe."),
-    ] = False,
-    json_output: JsonOutput = False,
-) -> None:
-    """Train an adapter as the run file says."""
-    from mlx_lora.commands.train import run_train
-
-    if resume and overwrite:
-        raise typer.BadParameter("--resume continues a run and --overwrite begins it again: give one of them")
-    if force and not resume:
-        raise typer.BadParameter("--force goes with --resume; to begin again where there is a run: --overwrite")
-    raise typer.Exit(
-        run_train(config, overrides or [], resume=resume, overwrite=overwrite, force=force, json_output=json_output)
-    )
-
-
-@app.command("eval")
 def evaluate(
     adapters: Annotated[
         list[Path] | None, typer.Argument(metavar="[ADAPTER]...", help="Adapter folders.", show_default=False)
@@ -178,7 +72,6 @@ def evaluate(
     )
 
 
-@app.command()
 def report(
     runs: Annotated[
         list[str], typer.Argument(metavar="RUN...", help="Run folders, or names under adapters/.", show_default=False)
@@ -195,7 +88,6 @@ def report(
     raise typer.Exit(run_report(runs, output=output, show=show))
 
 
-@app.command()
 def fuse(
     adapters: Annotated[
         list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter folders; several are added.", show_default=False)
@@ -231,11 +123,6 @@ def fuse(
     )
 
 
-app.command()(export)
-app.command("import")(adopt)
-
-
-@app.command()
 def chat(
     adapters: Annotated[
         list[str] | None,
@@ -278,22 +165,3 @@ def chat(
             seed=seed,
         )
     )
-
-
-app.command()(serve)
-
-
-@config_app.command("schema")
-def config_schema() -> None:
-    """Print the JSON Schema of run files."""
-    from mlx_lora.commands.config import run_config_schema
-
-    raise typer.Exit(run_config_schema())
-
-
-@config_app.command("show")
-def config_show(config: RunFile, overrides: Overrides = None, json_output: JsonOutput = False) -> None:
-    """Print a run file with every default filled in."""
-    from mlx_lora.commands.config import run_config_show
-
-    raise typer.Exit(run_config_show(config, overrides or [], json_output=json_output))

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from mlx_lora.cli_options import JsonOutput
+from mlx_lora.cli.options import JsonOutput
 
 
 class AdapterCommands(TyperGroup):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_lora.cli_options import JsonOutput, ModelName, Revision
+from mlx_lora.cli.options import JsonOutput, ModelName, Revision
 
 
 class Format(StrEnum):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_lora.cli_options import ModelName, Revision
+from mlx_lora.cli.options import ModelName, Revision
 
 
 def serve(
