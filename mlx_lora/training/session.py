@@ -15,6 +15,7 @@ from mlx_lora.dataset.examples import Example
 from mlx_lora.dataset.groups import prefix_groups
 from mlx_lora.dataset.replay import replay_rows
 from mlx_lora.errors import MlxLoraError, TrainingError
+from mlx_lora.model.cpu import give_back_memory
 from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.distributed import Group
 from mlx_lora.training.engine import Engine
@@ -66,6 +67,7 @@ class Session:
             self.stepper, self.train_set, self.schedule, first_step=first_step, store=self.store, group=self.group
         ):
             self.progress.step = report.step
+            give_back_memory(report.peak_bytes)
             yield report
 
     def validation_loss(self) -> float:
