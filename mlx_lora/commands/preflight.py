@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mlx_lora.memory.rows import RunRows
     from mlx_lora.model.tokenizer import Tokenizer
 
+_UNMEASURED_CACHE = 2**30  # bytes that MLX may keep of freed arrays until the first step has shown what one takes
+
 
 def run_rows(
     config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", built: "Mapping[str, ExampleSet]"
@@ -66,7 +68,7 @@ def fit_run(config: RunConfig, rows: "RunRows") -> str:
     room = find_room(config.train.memory_limit_gb)
     bounds = find_bounds(config, rows.train)
     require_weights_fit(config, bounds, room)
-    peak, working = bounds.most, bounds.working
+    peak, working = bounds.most, min(bounds.working, _UNMEASURED_CACHE)
     needed = f"less than {format_bytes(peak)} needed"
     if peak > room.nbytes:
         try:

@@ -5,11 +5,9 @@ MLX's exp takes 13 ns an element on x86-64 and its power 5; a polynomial takes 2
 
 import ctypes
 import math
-import resource
 import shutil
 import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -26,10 +24,7 @@ _LEAST = -126.0  # the smallest exponent of a normal float32; below it 2^x is ta
 _MOST = 60.0  # 2^60 is infinity enough for a sigmoid
 _LOG2_E = math.log2(math.e)
 
-_SPARE = 2**29  # bytes: Python, libraries and what a heap needs to work
-
 _fused = mx.compile
-_heap_is_kept = False  # once glibc has been told to keep what is freed
 
 
 def use_fast_cpu(model: nn.Module) -> None:
@@ -43,22 +38,6 @@ def use_fast_cpu(model: nn.Module) -> None:
         if name in family:
             family[name] = fast
     _keep_freed_memory()
-
-
-def give_back_memory(needed: int) -> bool:
-    """Give the kernel what glibc keeps but nothing uses, once the process holds over twice `needed` bytes; True if so.
-
-    Steps of many shapes leave gaps in the heap that the next step's arrays do not fit into, and it grows.
-    """
-    if not _heap_is_kept or resident_bytes() < 2 * needed + _SPARE:
-        return False
-    ctypes.CDLL(None).malloc_trim(0)
-    return True
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in use or kept, in bytes. Linux only."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def exp2(x: mx.array) -> mx.array:
@@ -173,12 +152,10 @@ def _shifted_powers(x: mx.array, largest: mx.array) -> mx.array:
 def _keep_freed_memory() -> None:
     """Let glibc keep what is freed: by default large arrays go back to the kernel, which clears each page again.
 
-    MLX's CPU allocator has no cache of its own. Nothing is given back in between, but by `give_back_memory`.
+    MLX's own cache is bounded by the session. The process's peak stays what it was; it is not given back in between.
     """
-    global _heap_is_kept
     libc = ctypes.CDLL(None)
     if sys.platform == "linux" and hasattr(libc, "mallopt"):  # musl has none
         trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # from malloc.h
         for option, value in ((mmap_threshold, 2**30), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
             libc.mallopt(option, value)
-        _heap_is_kept = True

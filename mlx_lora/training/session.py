@@ -15,7 +15,6 @@ from mlx_lora.dataset.examples import Example
 from mlx_lora.dataset.groups import prefix_groups
 from mlx_lora.dataset.replay import replay_rows
 from mlx_lora.errors import MlxLoraError, TrainingError
-from mlx_lora.model.cpu import give_back_memory
 from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.distributed import Group
 from mlx_lora.training.engine import Engine
@@ -43,6 +42,8 @@ from mlx_lora.training.parts import (
 from mlx_lora.training.storefolder import BUDGET_BYTES, make_room
 from mlx_lora.training.trainable import Trainable
 
+_LEAST_CACHE = 32 * 2**20  # bytes of freed arrays: what MLX keeps on a CPU by itself
+
 
 @dataclass
 class Session:
@@ -67,7 +68,9 @@ class Session:
             self.stepper, self.train_set, self.schedule, first_step=first_step, store=self.store, group=self.group
         ):
             self.progress.step = report.step
-            give_back_memory(report.peak_bytes)
+            # MLX may keep what the largest step so far has taken. Rows of varying lengths leave arrays of many sizes,
+            # and a cache with more room fills with those that nothing asks for again.
+            mx.set_cache_limit(max(_LEAST_CACHE, report.peak_bytes - mx.get_active_memory()))
             yield report
 
     def validation_loss(self) -> float:
