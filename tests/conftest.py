@@ -5,10 +5,12 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # two threads lose much on tiny matrices and on shared cores
 os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for its workers; a test that needs a width sets it
 
+import mlx_lora  # isort: skip  # loads the fast BLAS before MLX is imported
+import mlx.core as mx
 import pytest
 from hypothesis import settings
 
-import mlx_lora  # noqa: F401  # loads the fast BLAS before any test imports MLX
+assert mlx_lora
 
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
@@ -26,3 +28,11 @@ def _hermetic(tmp_path_factory):
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(autouse=True)
+def _no_limits_of_others():
+    """A run gives MLX limits for its process; the next test begins without them, and measures what it would alone."""
+    yield
+    mx.set_memory_limit(2**40)
+    mx.set_cache_limit(32 * 2**20)

@@ -116,7 +116,7 @@ def test_gradient_checkpointing_draws_the_same_dropout_again(compiled):
 
 
 @pytest.mark.parametrize("parts", ["plain", ["supervised_positions"]])
-def test_gradient_checkpointing_saves_half_of_what_a_step_holds(parts):
+def test_gradient_checkpointing_saves_a_third_of_what_a_step_holds(parts):
     """Issue 3: with supervised_positions it saved nothing (101 → 110 MB), since layers were recomputed too early."""
     rows = [Example(np.arange(5, 37, dtype=np.int32), np.arange(32) > 29, "row", None)] * 96
     held = {}
@@ -126,7 +126,8 @@ def test_gradient_checkpointing_saves_half_of_what_a_step_holds(parts):
         step, arrays = stepper(run, way), way.arrays(collate(rows, range(96)))
         mx.eval(arrays, run.trainable.arrays())
         held[checkpointing] = min(held_by(step, arrays) for _ in range(3))  # on a busy machine MLX runs further ahead
-    assert held[True] < 0.6 * held[False]
+    # 0.51 and 0.42 with mlx-lm's attention; 0.60 with our CPU's, which holds less to begin with. It was 1.04.
+    assert held[True] < 0.65 * held[False]
 
 
 def held_by(step, arrays):
