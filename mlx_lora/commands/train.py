@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -45,8 +46,10 @@ def run_train(
 ) -> int:
     """Train as the run file says; return the exit code (0, or 130 when a signal ended the run)."""
     config = load_config(path, overrides)
+    settings = [word for override in overrides for word in ("--set", override)]  # a run with others is another run
+    again = shlex.join(["mlx-lora", "train", str(path), *settings, "--resume"])
     try:
-        summary = train_run(config, f"mlx-lora train {path} --resume", resume=resume, overwrite=overwrite, force=force)
+        summary = train_run(config, again, resume=resume, overwrite=overwrite, force=force)
     except KeyboardInterrupt:
         return INTERRUPTED
     if summary is None:

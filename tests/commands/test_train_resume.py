@@ -177,6 +177,15 @@ def twice_after(step, monkeypatch):
     monkeypatch.setattr(trainloop.TrainScreen, "step", send)
 
 
+def test_how_to_go_on_names_the_settings_of_the_command_line(run_file, tmp_path, monkeypatch, capsys):
+    path = run_file()
+    folder = f"output_dir={tmp_path / 'other run'}"
+    with monkeypatch.context() as patch:
+        twice_after(5, patch)
+        assert run_train(path, [folder]) == 130
+    assert f"go on with: mlx-lora train {path} --set '{folder}' --resume" in capsys.readouterr().err
+
+
 def test_ctrl_c_twice_stops_at_once_with_the_last_checkpoint_intact(run_file, tmp_path, monkeypatch, capsys):
     assert run_train(run_file(output_dir=str(tmp_path / "whole"))) == 0
     path = run_file()
