@@ -44,6 +44,7 @@ def test_parts_give_the_plain_gradients(family, bits, parts):
     assert way.supervised_positions == ("supervised_positions" in parts)
     assert way.shared_prefix == ("shared_prefix" in parts)
     assert ("pieces" in way.arrays(batch)) == ("shared_prefix" in parts)
+    assert ("windows" in way.arrays(batch)) == ("supervised_positions" in parts)
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
 
 
@@ -60,6 +61,7 @@ def test_frozen_layers_that_ran_once_give_the_plain_gradients(family, bits, tmp_
     assert counts == [5]
     assert isinstance(store, FrozenStore)
     way.boundary = remove_frozen_layers(way.trunk, run.first_layer)
+    assert {"boundary", "pieces", "windows"} <= set(way.arrays(batch, store))
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch, store)), expected)
 
 
@@ -95,7 +97,7 @@ def test_gradient_checkpointing_gives_the_plain_gradients(family):
     expected = plain_gradients(trial(family), batch)
     run = trial(family)
     way = engine(run, rows, gradient_checkpointing=True)
-    assert "pieces" in way.arrays(batch)
+    assert {"pieces", "windows"} <= set(way.arrays(batch))
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), expected)
     names = {name for name, _ in run.trainable.arrays().items()}
     assert names == set(trial(family).trainable.arrays())  # wrapping changes no name
@@ -123,6 +125,7 @@ def test_gradient_checkpointing_saves_a_third_of_what_a_step_holds(parts):
     for checkpointing in (False, True):
         run = trial()
         way = engine(run, rows, parts, gradient_checkpointing=checkpointing)
+        way.last_layer = False  # it saves a fifth of four layers by itself, checkpointed or not
         step, arrays = stepper(run, way), way.arrays(collate(rows, range(96)))
         mx.eval(arrays, run.trainable.arrays())
         held[checkpointing] = min(held_by(step, arrays) for _ in range(3))  # on a busy machine MLX runs further ahead
@@ -150,6 +153,7 @@ def test_dropout_draws_the_same_masks_with_the_engine(parts):
     mx.random.seed(7)
     expected = plain_gradients(run, batch)
     way = engine(run, rows, parts)
+    assert not way.last_layer
     assert not way.shared_prefix  # one mask for all rows would not be the plain way's distribution
     mx.random.seed(7)
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), expected)
@@ -222,6 +226,7 @@ def test_a_family_without_keys_and_values_falls_back_and_gives_the_plain_result(
     batch = collate(rows, range(3))
     way = engine(run, rows)
     assert way.supervised_positions
+    assert not way.last_layer
     assert not way.shared_prefix
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
 
