@@ -215,9 +215,7 @@ def _flops(session: Any, steps: list[int]) -> float:
 
     layers = engine.trunk.layers
     per_position = sizes(layers)
-    at_windows = sizes(layers[-1:]) - sizes(
-        layers[-1:], ("k_proj", "v_proj")
-    )  # what the last layer leaves out elsewhere
+    at_windows = sizes(layers[-1:]) - sizes(layers[-1:], ("k_proj", "v_proj"))  # of the last layer, see lastlayer.py
     width = engine.trunk.states(_one_token()).shape[-1]
     total = 0.0
     for step in steps:
