@@ -10,12 +10,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_lora.dataset.batches import Batch, padded_length
+from mlx_lora.dataset.batches import Batch
 from mlx_lora.training.frozen import FrozenStore, PassThrough
 from mlx_lora.training.head import select, supervised_nats
 from mlx_lora.training.lastlayer import layer_caches, windows
 from mlx_lora.training.loss import summed_divergence, summed_nats
-from mlx_lora.training.prefix import columns, with_pieces
+from mlx_lora.training.prefix import columns, prefix_cut, with_pieces
 from mlx_lora.training.trunk import Trunk
 
 Arrays = dict[str, mx.array]
@@ -98,21 +98,6 @@ class Engine:
         return 0, batch.inputs.shape[1]
 
 
-def prefix_cut(batch: Batch, least: int = 0) -> tuple[int, int]:
-    """The length P of the prefix to share, at least `least`, and the width T of the rows after it.
-
-    Of all lengths up to the shared one it takes that with the fewest positions (C + B) · T, where C pieces of width T
-    hold the prefix.
-    """
-    longest, rows = int(batch.lengths.max()), len(batch.rows)
-    most = shared_prefix_length(batch) if rows > 1 else 0
-    lengths = range(least, max(least, most) + 1)
-    widths = [padded_length(longest - length) for length in lengths]
-    positions = [(rows - (-length // width)) * width for length, width in zip(lengths, widths, strict=True)]
-    best = len(positions) - 1 - int(np.argmin(positions[::-1]))  # the longest of equals
-    return lengths[best], widths[best]
-
-
 def _beside_states(part: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """`part` (B, T) of the rows, as the states of these `arrays` lie: the windows alone, or after a prefix's pieces."""
     if "windows" in arrays:
@@ -135,14 +120,3 @@ def _chosen(positions: np.ndarray, size: int, lines: dict[str, np.ndarray]) -> d
 
 def _select(states: mx.array, arrays: Mapping[str, mx.array], kind: str = "") -> mx.array:
     return select(states, arrays[f"{kind}positions"], arrays[f"{kind}slots"])
-
-
-def shared_prefix_length(batch: Batch) -> int:
-    """Number of leading inputs that all rows share and none of which is a trained position.
-
-    At least one position of every row is left, so that a prefix that is a whole prompt still predicts its answer.
-    """
-    same = (batch.inputs == batch.inputs[:1]).all(axis=0) & (batch.weights == 0).all(axis=0)
-    different = np.flatnonzero(~same)
-    common = int(different[0]) if len(different) else batch.inputs.shape[1]
-    return min(common, int(batch.lengths.min()) - 1)

@@ -13,10 +13,10 @@ from mlx_lora.config import ENGINE_PARTS, LoraSettings, TrainSettings
 from mlx_lora.dataset.batches import Batch, collate
 from mlx_lora.dataset.examples import Example
 from mlx_lora.training.checkpointing import checkpoint_layers
-from mlx_lora.training.engine import Engine, prefix_cut
+from mlx_lora.training.engine import Engine
 from mlx_lora.training.head import head_size
 from mlx_lora.training.lastlayer import use_windows, windows
-from mlx_lora.training.prefix import learn_head_axes
+from mlx_lora.training.prefix import learn_head_axes, prefix_cut
 from mlx_lora.training.trunk import Trunk, find_trunk
 
 CHECK_ROWS = 2

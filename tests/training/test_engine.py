@@ -7,8 +7,9 @@ import pytest
 from mlx_lora.dataset.batches import collate
 from mlx_lora.dataset.examples import Example
 from mlx_lora.training import head
-from mlx_lora.training.engine import Engine, prefix_cut, shared_prefix_length
-from mlx_lora.training.frozen import FrozenStore, build_store, remove_frozen_layers
+from mlx_lora.training.engine import Engine
+from mlx_lora.training.frozen import FrozenStore, build_store, remove_frozen_layers, store_batches
+from mlx_lora.training.prefix import prefix_cut, shared_prefix_length
 from mlx_lora.training.trunk import find_trunk
 from tests.tiny import TRANSFORMERS, tiny_model
 from tests.training.rows import differences, engine, multi_turn_rows, random_rows, stepper, trial
@@ -76,6 +77,31 @@ def test_a_frozen_store_is_found_again(tmp_path):
     assert path.stat().st_ino == written
     assert isinstance(store, FrozenStore)
     assert [file.name for file in tmp_path.iterdir()] == ["store.npy"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_groups_of_rows_share_runs_once_and_is_stored_for_each_row(family, tmp_path):
+    rows = [row for seed in (0, 1) for row in random_rows(34, seed=seed, shared=24, most=20)]
+    rows = [Example(np.r_[7, 8, 9, row.tokens], np.r_[[False] * 3, row.loss_mask], row.place, None) for row in rows]
+    batches = store_batches(rows, 3)
+    assert sorted(row for batch in batches for row in batch) == list(range(68))
+    assert all(max(batch) < 34 or min(batch) >= 34 for batch in batches)
+    assert {prefix_cut(collate(rows, batch), 3)[0] for batch in batches} <= set(range(20, 28))
+    trunk = find_trunk(tiny_model(family))
+    *_, alone = build_store(trunk, 2, rows, 0, tmp_path / "alone")
+    *_, shared = build_store(trunk, 2, rows, 3, tmp_path / "shared")
+    for batch in batches:
+        expected, found = (store.array(collate(rows, batch), 3, 48) for store in (alone, shared))
+        assert mx.allclose(found, expected, rtol=1e-4, atol=1e-5).item()
+        assert mx.abs(expected).max() > 0.1
+
+
+def test_short_rows_go_through_the_frozen_layers_together_but_not_beside_long_ones():
+    lengths = [11] * 30 + [101] * 40 + [401] * 20
+    rows = [Example(np.full(length, 5, np.int32), np.arange(length) > 5, "row", None) for length in lengths]
+    batches = store_batches(rows, 0)
+    found = [(len(batch), len(rows[batch[-1]].tokens)) for batch in batches]
+    assert found == [(30, 11), (20, 101), (20, 101), (16, 401), (4, 401)]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mixtral"])
