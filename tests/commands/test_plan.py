@@ -50,7 +50,10 @@ def test_plan_prints_one_object_whose_parts_add_up(
     assert plan["rows"] == 16
     assert plan["largest_batch_size"]["most"] > 1000
     assert [saving["part"] for saving in plan["savings"]] == ["supervised_positions", "gradient_checkpointing"]
-    assert all(saving["without"] > saving["with_it"] for saving in plan["savings"])
+    positions, checkpointing = plan["savings"]
+    assert positions["without"] > 1.2 * positions["with_it"]
+    # Of two layers the last runs where a token is trained: there is little left that could be recomputed.
+    assert checkpointing["without"] == pytest.approx(checkpointing["with_it"], rel=0.1)
 
 
 def test_plan_ends_with_one_and_settings_that_fit_where_the_run_does_not(
