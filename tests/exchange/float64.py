@@ -51,7 +51,8 @@ def _norm(self: Any, x: mx.array) -> mx.array:
 
 def _rope(self: Any, x: mx.array, offset: int = 0) -> mx.array:
     """x: (B, H, T, D), the two halves of D rotated against each other."""
-    assert not self.traditional and self.dims == x.shape[-1]
+    assert not self.traditional
+    assert self.dims == x.shape[-1]
     positions = self.scale * np.arange(offset, offset + x.shape[2])
     angles = positions[:, None] * self.base ** -(np.arange(0, self.dims, 2) / self.dims)
     cosines, sines = _float64(np.cos(angles)), _float64(np.sin(angles))
@@ -65,7 +66,8 @@ def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
 
 def _attention(queries: mx.array, keys: mx.array, values: mx.array, cache: None, scale: float, mask: str) -> mx.array:
     """queries: (B, H, T, D), keys and values: (B, K, T, D) → (B, H, T, D)."""
-    assert cache is None and mask == "causal"
+    assert cache is None
+    assert mask == "causal"
     groups, length = queries.shape[1] // keys.shape[1], queries.shape[2]
     keys, values = (mx.repeat(array, groups, axis=1) for array in (keys, values))
     scores = (queries * _float64(scale)) @ keys.swapaxes(-1, -2)
