@@ -128,6 +128,11 @@ def test_diff_of_a_copy_says_that_nothing_differs(shelf, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "the same settings, data and base" in text
     assert text.splitlines()[-1].split() == ["all", "0.000", "1.000", "–", "–"]
+    (tmp_path / "run.yaml").write_text("model: base\nlora: {rank: 4}\n")
+    run_adapters_diff(str(tmp_path), str(shelf / "a"))
+    output = capsys.readouterr()
+    assert "lora.rank" not in output.out
+    assert f"note: {shelf / 'a'}: has no run file" in output.err
     with pytest.raises(AdapterError, match="the same adapter"):
         run_adapters_diff(str(shelf / "a"), str(shelf / "a"))
 
