@@ -5,9 +5,10 @@
 
 One adapter of the built-in model is copied N times with other values, so that each answers differently. Timed are:
 `swap` (AdapterBank.activate, to another adapter each time), `use` (LoraModel.use, which also sets how prompts are
-written), `off` (to the base), `mix` (two adapters by weight, for the first time), `again` (the same mixes once more),
-`add` (read, check and keep), `apply` (read and put on without a bank), and mlx-lm's way: base and adapter loaded anew
-(`mlx_lm.load`). Answers of some adapters are compared with those of fresh loads, to the bit. Nothing else should run.
+written), `off` (to the base), `mix` (two adapters by weight, for the first time), `join` (what the first answer of such
+a mix computes beside its own work: factors side by side), `again` (the same mixes once more), `add` (read, check and
+keep), `apply` (read and put on without a bank), and mlx-lm's way: base and adapter loaded anew (`mlx_lm.load`). Answers
+of some adapters are compared with those of fresh loads, to the bit. Nothing else should run.
 """
 
 import argparse
@@ -84,12 +85,14 @@ def measure(adapter: Path, count: int, turns: int, folder: Path) -> dict[str, An
     for turn in range(turns):
         bank.activate(paths[turn % count].name)
         seconds["off"].append(timed(lambda: bank.activate(None)))
-    seconds["mix"], seconds["again"] = [], []
+    seconds["mix"], seconds["join"], seconds["again"] = [], [], []
     for turn in range(min(turns, 20)):
         text = f"{paths[turn % count].name}:0.7+{paths[(turn + 1) % count].name}:0.3"
-        for name in ("mix", "again"):
-            seconds[name].append(timed(lambda text=text: bank.activate(text)))
-            bank.activate(None)
+        seconds["mix"].append(timed(lambda text=text: bank.activate(text)))
+        seconds["join"].append(timed(lambda: mx.eval(base.model.parameters())))
+        bank.activate(None)
+        seconds["again"].append(timed(lambda text=text: bank.activate(text)))
+        bank.activate(None)
     bank.activate(None)
     seconds["mlx-lm"] = [
         timed(lambda path=path: mlx_lm.load(str(base.path), adapter_path=str(path))) for path in paths[:3]

@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "runfile": {"config", "errors"},
     "dataset": FOUNDATION,
     "lora": FOUNDATION,
-    "model": FOUNDATION,
+    "model": FOUNDATION | {"console"},  # converting a base takes minutes: said where it is done, whoever asked
     "training": FOUNDATION | MATERIALS,
     "evaluation": FOUNDATION | MATERIALS,
     "chat": FOUNDATION | MATERIALS | {"console"},

@@ -39,11 +39,22 @@ def find_adapter(text: str, root: Path = ADAPTERS) -> Path:
         held = ", ".join(str(folder / name) for name in inner)
         hint = f"it holds the adapters {held}" if inner else _what_there_is(root)
         raise AdapterError(f"{folder}: has no {_CONFIG}, so it is no adapter", hint)
+    if mixed := _mixed(text, root):
+        parts, weights = zip(*mixed, strict=True)
+        command = f"mlx-lora adapters merge {' '.join(parts)} --weights {','.join(weights)} -o DIR"
+        raise AdapterError(f"{text}: is a mix, and one adapter is expected", f"chat takes mixes; here: {command}")
     names = adapter_names(root)
     near = difflib.get_close_matches(path.name.lower(), names, n=3, cutoff=0.5)
     near = near or [name for name in names if path.name.lower() in name.lower()]
     hint = f"did you mean {' or '.join(near)}?" if near else _what_there_is(root)
     raise AdapterError(f"adapter {text}: no such folder, and none of that name under {root}/", hint)
+
+
+def _mixed(text: str, root: Path) -> list[tuple[str, str]]:
+    """Names and weights, where `text` is a mix of adapters that there are, as mix.py reads them; else nothing."""
+    parts = [(part, ":", "1") if is_adapter(part, root) else part.rpartition(":") for part in text.split("+")]
+    whole = all(name and is_adapter(name, root) for name, _, _ in parts)
+    return [(name, weight) for name, _, weight in parts] if whole else []
 
 
 def _adapter_folder(path: Path, root: Path) -> Path | None:

@@ -15,7 +15,7 @@ def markdown_transcript(conversation: Conversation, *, base: str, system: str | 
     """
     if not conversation.turns:
         raise MlxLoraError("nothing was asked yet, so there is nothing to export")
-    facts = [f"- base: {base}", f"- answers: {sampling}"]
+    facts = [f"- base: {base}", f"- settings at the end: {sampling}"]
     if system is not None:
         facts.append(f"- system prompt: {' '.join(system.split())}")
     parts = ["# Conversation", "\n".join(facts), *map(_turn, conversation.turns)]

@@ -37,6 +37,11 @@ def run_adapters_diff(first: str, second: str, *, json_output: bool = False) -> 
     settings = _differing(one, two)
     scores = _scores(one, two)
     modules, whole, notes = _weights(adapters)
+    notes += [
+        f"{shelved.folder}: has no run file, so its run's settings and data are not compared"
+        for shelved in (one, two)
+        if shelved.run is not None and not shelved.run.settings
+    ]
     if json_output:
         value = {
             "adapters": [str(shelved.folder) for shelved in (one, two)],
@@ -70,7 +75,8 @@ def _differing(one: Shelved, two: Shelved) -> list[list[str]]:
     shapes = [(shelved.parameters, shelved) for shelved in (one, two)]
     rows = [["base", one.base, two.base], ["method, rank", one.method, two.method]]
     rows.append(["scale", *(f"{parameters.scale:g}" if parameters else "–" for parameters, _ in shapes)])
-    rows += [list(row) for row in different_settings([one.run, two.run]).rows]
+    if one.run.settings and two.run.settings:  # else every setting of the one would be a row
+        rows += [list(row) for row in different_settings([one.run, two.run]).rows]
     return [row for row in rows if row[1] != row[2]]
 
 

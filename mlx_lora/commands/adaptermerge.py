@@ -52,7 +52,7 @@ def run_adapters_merge(
     size = (output / WEIGHTS_FILE).stat().st_size
     for name in different_prompts(adapters):
         talk.print(f"note: {name} differs between them: that of {folders[0]} is kept", markup=False, soft_wrap=True)
-    talk.print(_lost(recipe, combined), markup=False, soft_wrap=True)
+    talk.print(f"{as_mix(names, recipe.weights)}: {_lost(recipe, combined)}", markup=False, soft_wrap=True)
     talk.print(
         f"{output}: rank {combined.rank}, {len(combined.factors)} modules, {format_bytes(size)}; "
         f"whether it still knows what each one did: mlx-lora eval {output} --data FILE --base",
@@ -76,10 +76,15 @@ def parse_weights(text: str | None, count: int) -> tuple[float, ...]:
         raise AdapterError(f"--weights {text}: not numbers with commas between them", "such as 0.7,0.3") from error
 
 
+def as_mix(names: Sequence[object], weights: Sequence[float]) -> str:
+    """Adapters and their weights as chat takes them: "first:0.5+second:0.5"; a linear merge answers as this mix."""
+    return "+".join(f"{name}:{weight:.6g}" for name, weight in zip(names, weights, strict=True))
+
+
 def _lost(recipe: "Recipe", combined: "Combined") -> str:
     loss = combined.loss
     if recipe.method == "linear":
-        return "nothing is lost: the weighted sum is exact, with the ranks added"
+        return "nothing is lost: it answers as this mix, with the ranks added"
     parts = []
     if loss.dropped:
         shares = ", ".join(f"{share:.1%}" for share in loss.dropped)

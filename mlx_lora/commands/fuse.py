@@ -86,7 +86,7 @@ def fidelity_table(reference: Reference, outcomes: Sequence[Outcome]) -> tuple[l
 def _read(adapters: Sequence[Path], weights: str | None, model: str | None, revision: str | None) -> Fusion:
     """The adapters as one, their exact sum where there are several, and the base."""
     from mlx_lora.chat.places import find_adapter
-    from mlx_lora.commands.adaptermerge import parse_weights
+    from mlx_lora.commands.adaptermerge import as_mix, parse_weights
     from mlx_lora.lora.adapter import read_adapter
     from mlx_lora.lora.combine import Recipe
     from mlx_lora.lora.combined_adapter import as_adapter, combine_adapters, different_prompts
@@ -98,6 +98,7 @@ def _read(adapters: Sequence[Path], weights: str | None, model: str | None, revi
     if len(read) > 1 or weights is not None:
         recipe = Recipe("linear", parse_weights(weights, len(read)))
         adapter = as_adapter(read, recipe, combine_adapters(read, recipe))
+        talk.print(f"the weighted sum {as_mix(adapters, recipe.weights)}", markup=False, soft_wrap=True)
         for name in different_prompts(read):
             talk.print(f"note: {name} differs between them: that of {folders[0]} is kept", markup=False, soft_wrap=True)
     rendering = rendering_of(adapter.config, adapter.folder)

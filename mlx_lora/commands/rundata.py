@@ -1,7 +1,6 @@
 """The tokenizer and the rows of a run, as `check` and `train` both see them."""
 
 from mlx_lora.config import RunConfig
-from mlx_lora.console import talk
 from mlx_lora.model.tokenizer import Tokenizer
 
 
@@ -12,10 +11,7 @@ def load_run_tokenizer(config: RunConfig) -> Tokenizer:
     """
     from mlx_lora.dataset.rendering import read_template
     from mlx_lora.model.load import load_tokenizer
-    from mlx_lora.model.sources import needs_conversion
 
-    if needs_conversion(config.model):
-        talk.print(f"converting {config.model} once …", markup=False)
     tokenizer = load_tokenizer(config.model, revision=config.revision)
     path = config.data.chat_template
     # Another template may end its turns with another token.

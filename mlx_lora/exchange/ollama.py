@@ -1,6 +1,7 @@
 """Ollama's Modelfile: the base's turns as a Go template, found by rendering; end tokens and the system prompt.
 
-Knows nothing of weights. Source: docs/modelfile.mdx and docs/template.mdx of ollama.
+Knows nothing of weights. Source: docs/modelfile.mdx and docs/template.mdx of ollama; parser/parser.go for what a
+Modelfile cannot hold.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -55,7 +56,7 @@ def find_frame(render: Render, bos: str) -> Frame | None:
 
     try:
         frame = _guess(rendered(_ALL, False), rendered(_ALL, True), rendered(_ONE, True))
-        if frame is None or any("{{" in part or '"""' in part for pair in frame.around.values() for part in pair):
+        if frame is None or any("{{" in part or unholdable(part) for pair in frame.around.values() for part in pair):
             return None
         longer = [*_ALL, {"role": "assistant", "content": "x\ny"}, {"role": "user", "content": "z"}]
         same = all(frame.render(turns) == rendered(turns, True) for turns in (_ONE, _ALL, longer, _ALL[1:]))
@@ -99,6 +100,14 @@ def _common_end(one: str, other: str) -> str:
     return one[len(one) - length :]
 
 
+def unholdable(text: str) -> str | None:
+    """What no text of a Modelfile can hold, and why; None where there is none of it in `text`."""
+    if '"""' in text:
+        return '""", which ends a text in a Modelfile'
+    lost = next((sign for sign in text if not sign.isprintable() and sign not in "\t\n\r"), None)
+    return None if lost is None else f"the character U+{ord(lost):04X}, which Ollama leaves out of a Modelfile"
+
+
 def build_modelfile(
     source: str, *, adapter: str | None, frame: Frame | None, system_prompt: str | None, stops: Iterable[str]
 ) -> str:
@@ -107,8 +116,9 @@ def build_modelfile(
     Raises: AdapterError for a system prompt that a Modelfile cannot hold.
     """
     system = system_prompt if system_prompt is not None else frame.default_system if frame else None
-    if system is not None and '"""' in system:
-        raise AdapterError('the system prompt holds """, which ends a text in a Modelfile', "change it and train again")
+    if system is not None and (reason := unholdable(system)):
+        hint = "take --to gguf and give the prompt in conversations, or change it and train again"
+        raise AdapterError(f"the system prompt holds {reason}", hint)
     lines = [f"FROM {source}"]
     if adapter is not None:
         lines.append(f"ADAPTER {adapter}")

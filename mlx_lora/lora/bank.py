@@ -1,7 +1,8 @@
 """Adapters that stay in memory beside one base, and are put on by name. Knows nothing of prompts; imports MLX only.
 
-An adapter's layers are made when it is added. Putting it on replaces modules by these layers: nothing is read, and
-nothing is computed but a mix. The bank has no lock: one thread at a time uses bank and model.
+An adapter's layers are made when it is added. Putting it on replaces modules by these layers: nothing is read or
+computed. The factors of a mix are joined by its first answer. The bank has no lock: one thread at a time uses bank and
+model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -139,7 +140,6 @@ class AdapterBank:
         if active is not None:
             layers = mixes[active] if active in mixes else _layers_of(active, residents)
         if active is not None and not active.is_plain:
-            mx.eval([layer.adapter_parameters for layer in layers.values()])
             others = [item for item in mixes.items() if item[0] != active]
             mixes = dict([*others[1 - _MIXES :], (active, layers)])
         self._install(layers)

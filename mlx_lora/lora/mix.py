@@ -1,5 +1,6 @@
 """Several adapters at once, by weight: `a:0.7+b:0.3`. Knows nothing of files or of what is in a model."""
 
+import copy
 import difflib
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from mlx_lora.errors import AdapterError
-from mlx_lora.lora.layer import AdapterLayer, DoRALinear, LoRALinear, LoRASwitchLinear
+from mlx_lora.lora.layer import AdapterLayer, DoRALinear, LoRASwitchLinear
 
 LARGEST_WEIGHT = 100.0  # beyond it float32 loses the base beside the update
 _EXAMPLE = "such as a:0.7+b:0.3"
@@ -65,12 +66,9 @@ def mix_layers(path: str, parts: Sequence[tuple[str, AdapterLayer, float]]) -> A
                 f"{name} is DoRA, which brings each row of {path} to a norm of its own: no weighted sum is exact",
                 f"use {name} alone, or mix LoRA adapters",
             )
-    if isinstance(first, LoRASwitchLinear):
-        kind: type[LoRALinear | LoRASwitchLinear] = LoRASwitchLinear
-        axis = 2  # of the rank in B (E, D_out, R); in A it is axis 1 for both kinds
-    else:
-        kind, axis = LoRALinear, 0
-    mixed = kind(first.linear, sum(layer.rank for _, layer, _ in parts), 1.0, 0.0, mx.random.key(0))  # A is replaced
+    axis = 2 if isinstance(first, LoRASwitchLinear) else 0  # of the rank in B; in A it is axis 1 for both kinds
+    mixed = copy.copy(first)  # its __init__ takes several times as long, and draws an A only to drop it
+    mixed.scale = 1.0
     mixed.lora_a = mx.concatenate([layer.lora_a for _, layer, _ in parts], axis=1)
     mixed.lora_b = mx.concatenate([weight * layer.scale * layer.lora_b for _, layer, weight in parts], axis=axis)
     return mixed

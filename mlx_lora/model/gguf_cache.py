@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.console import talk
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.files import (
     cache_folder,
@@ -38,15 +39,17 @@ def converted_folder(name: str, key: str) -> Path:
     return cache_folder() / "models" / f"{name}-{key[:8]}-v{CONVERTER}"
 
 
-def ensure_converted(folder: Path, key: str, write: Callable[[Path], None]) -> Path:
+def ensure_converted(folder: Path, key: str, name: str, write: Callable[[Path], None]) -> Path:
     """`folder`, filled by `write` first when it is not there, damaged, or made of another file than `key`.
 
-    Of processes that start at once, one converts and the others wait. Raises: MlxLoraError.
+    That takes seconds, or minutes for a large file, and is said of `name` on stderr. Of processes that start at once,
+    one converts and the others wait. Raises: MlxLoraError.
     """
     if is_whole(folder, key):
         return folder
     with _locked(folder.with_name(f".{folder.name}.lock")):
         if not is_whole(folder, key):  # another process may have converted it while this one waited
+            talk.print(f"converting {name} once …", markup=False, soft_wrap=True)
             remove_leftovers(folder)
             with whole_folder(folder, overwrite=True) as temporary:
                 write(temporary)
@@ -63,7 +66,8 @@ def ensure_gguf(file: Path) -> Path:
     folder, key = gguf_place(file)
     if not is_whole(folder, key):
         GgufFile(file).check()  # first, so that a file which is refused leaves nothing in the cache
-    return ensure_converted(folder, key, lambda temporary: write_model(file, temporary, key, {"file": file.name}))
+    origin = {"file": file.name}
+    return ensure_converted(folder, key, str(file), lambda temporary: write_model(file, temporary, key, origin))
 
 
 def gguf_place(file: Path) -> tuple[Path, str]:

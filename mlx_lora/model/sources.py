@@ -13,8 +13,8 @@ from typing import Any
 
 from mlx_lora.errors import ModelError
 from mlx_lora.files import typed_path
-from mlx_lora.model.builtin import BUILTIN_MODELS, ensure_builtin, is_converted
-from mlx_lora.model.gguf_cache import ensure_gguf, gguf_place, is_whole
+from mlx_lora.model.builtin import BUILTIN_MODELS, ensure_builtin
+from mlx_lora.model.gguf_cache import ensure_gguf
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tiktoken.model", "vocab.json", "vocab.txt", "*.tiktoken")
 # Never code (*.py), never pickles (*.bin, *.pt): what is not on the disk cannot be run.
@@ -77,14 +77,6 @@ def find_source(name: str, *, revision: str | None = None, weights: bool = True)
     if "/" not in name and (suggestion := _suggestion(name)):
         raise ModelError(f"model {name}: neither a built-in model nor a folder", suggestion)
     return _fetch(name, revision, weights)
-
-
-def needs_conversion(name: str) -> bool:
-    """Whether model `name` will first be converted into the cache: seconds, or minutes for a large GGUF file."""
-    if name in BUILTIN_MODELS:
-        return not is_converted(name)
-    path = typed_path(name)
-    return _is_gguf(path) and not is_whole(*gguf_place(path))
 
 
 def _is_gguf(path: Path) -> bool:

@@ -56,6 +56,12 @@ def test_adapters_are_named_by_what_finds_them(root: Path) -> None:
     [
         ("stanly-cup", "adapter stanly-cup: no such folder", "did you mean stanley-cup?"),
         ("stanley", "adapter stanley: no such folder", "did you mean stanley-cup?"),
+        (
+            "support+./elsewhere/medical:0.3",
+            "support+./elsewhere/medical:0.3: is a mix, and one adapter is expected",
+            "chat takes mixes; here: mlx-lora adapters merge support ./elsewhere/medical --weights 1,0.3 -o DIR",
+        ),
+        ("support:0.3+zzz", "adapter support:0.3+zzz: no such folder", "did you mean support?"),
         ("zzz", "adapter zzz: no such folder", "there are stanley-cup, support"),
         ("unfinished", "adapters/unfinished: has no adapter_config.json", "there are stanley-cup, support"),
         ("adapters", "adapters: has no adapter_config.json", "it holds the adapters adapters/stanley-cup, adapt"),

@@ -16,7 +16,7 @@ def test_a_transcript_says_who_answered_folds_thinking_and_names_cut_answers() -
     ]
     text = markdown_transcript(Conversation(turns), base="tiny", system="Be\nbrief.", sampling="greedy")
     assert text == (
-        "# Conversation\n\n- base: tiny\n- answers: greedy\n- system prompt: Be brief.\n\n"
+        "# Conversation\n\n- base: tiny\n- settings at the end: greedy\n- system prompt: Be brief.\n\n"
         "> Who?\n>\n> Really?\n\n**cup:**\n\n<details><summary>thinking</summary>\n\nhm\n\n</details>\n\nAnn.\n\n"
         "> Code\n\n**base:**\n\n```\nx = 1\n```\n\n*(cut at max_tokens)*\n\n"
         "> And?\n\n**base:**\n\n(no answer)\n"

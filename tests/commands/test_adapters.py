@@ -16,6 +16,7 @@ from mlx_lora.commands.adapters import run_adapters_list, run_adapters_show
 from mlx_lora.config import LoraSettings
 from mlx_lora.errors import AdapterError, MlxLoraError
 from mlx_lora.lora.adapter import apply_adapter, read_adapter, save_adapter
+from mlx_lora.lora.bank import AdapterBank
 from mlx_lora.lora.inject import inject_lora, iter_lora_modules, remove_lora
 from mlx_lora.lora.layer import dense_weight
 from mlx_lora.lora.merge import merged_weight
@@ -127,6 +128,11 @@ def test_diff_of_a_copy_says_that_nothing_differs(shelf, tmp_path, capsys):
     text = capsys.readouterr().out
     assert "the same settings, data and base" in text
     assert text.splitlines()[-1].split() == ["all", "0.000", "1.000", "–", "–"]
+    (tmp_path / "run.yaml").write_text("model: base\nlora: {rank: 4}\n")
+    run_adapters_diff(str(tmp_path), str(shelf / "a"))
+    output = capsys.readouterr()
+    assert "lora.rank" not in output.out
+    assert f"note: {shelf / 'a'}: has no run file" in output.err
     with pytest.raises(AdapterError, match="the same adapter"):
         run_adapters_diff(str(shelf / "a"), str(shelf / "a"))
 
@@ -153,6 +159,24 @@ def test_a_merged_adapter_is_one_that_every_command_takes(shelf, tmp_path, capsy
     assert facts["system_prompt"] == "S1"
     run_adapters_list(tmp_path, json_output=True)
     assert _json(capsys)["adapters"][0]["rank"] == report["rank"]
+
+
+def test_a_linear_merge_answers_as_the_mix_that_it_names(shelf, tmp_path, capsys):
+    base = load_base(str(shelf / "bases/base"))
+    bank = AdapterBank(base.model, asdict(base.identity))
+    for name in ("a", "b"):
+        bank.add(name, shelf / name)
+    for number, (weights, mix) in enumerate([("0.7,0.3", "a:0.7+b:0.3"), ("2,-1", "a:2+b:-1"), (None, "a:0.5+b:0.5")]):
+        output = tmp_path / str(number)
+        run_adapters_merge([str(shelf / name) for name in ("a", "b")], output, weights=weights)
+        assert mix in capsys.readouterr().err.replace(f"{shelf}/", "")
+        bank.add(str(number), output)
+        bank.activate(str(number))
+        merged = base.model(TOKENS)
+        bank.activate(mix)
+        assert mx.abs(base.model(TOKENS) - merged).max().item() < 1e-5
+        bank.activate("a")
+        assert mx.abs(base.model(TOKENS) - merged).max().item() > 1e-2
 
 
 def test_mlx_lm_takes_a_merged_adapter_whose_modules_lie_in_different_layers(shelf, tmp_path):

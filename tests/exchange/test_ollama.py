@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from jinja2 import Environment
 
 from mlx_lora.errors import AdapterError
 from mlx_lora.exchange.ollama import Frame, Render, build_modelfile, find_frame
+from tests.exchange.ollama_rules import read_modelfile, render_go
 from tests.tiny import CHATML
 
 LLAMA3 = (
@@ -81,6 +84,53 @@ def test_without_a_system_prompt_the_bases_own_is_said() -> None:
     assert build_modelfile("x", adapter=None, frame=None, system_prompt=None, stops=[]) == "FROM x\n"
 
 
-def test_a_system_prompt_that_would_end_the_text_is_refused() -> None:
-    with pytest.raises(AdapterError, match="system prompt"):
-        build_modelfile("x", adapter=None, frame=None, system_prompt='say """', stops=[])
+CONVERSATIONS = (
+    [{"role": "user", "content": "a\n\nb"}],
+    [{"role": "system", "content": "Be kind."}, {"role": "user", "content": " {{ x }} "}],
+    [
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": 'She said "so".'},
+        {"role": "user", "content": "d"},
+    ],
+)
+
+
+@pytest.mark.parametrize("system", [None, 'Be brief.\nAnd say "yes"'])
+@pytest.mark.parametrize(("template", "bos"), [(LLAMA3, "<s>"), (ZEPHYR, ""), (CHATML, ""), (SMOLLM, "")])
+def test_ollama_prompts_as_the_template_does_by_the_modelfile(template: str, bos: str, system: str | None) -> None:
+    frame = find_frame(_render(template), bos)
+    written = build_modelfile("./m.gguf", adapter=None, frame=frame, system_prompt=system, stops=["</s>", "<|eot|>"])
+    instructions = read_modelfile(written)
+    assert [name for name, _ in instructions if name != "SYSTEM"] == ["FROM", "TEMPLATE", *["PARAMETER stop"] * 2]
+    found = dict(instructions)
+    for turns in CONVERSATIONS:
+        asked = (
+            turns if system is None or turns[0]["role"] == "system" else [{"role": "system", "content": system}, *turns]
+        )
+        assert bos + render_go(found["TEMPLATE"], turns, found.get("SYSTEM")) == _render(template)(asked, True)
+
+
+@given(st.text() | st.text('" \n\ta\u00a0'))
+def test_every_system_prompt_is_read_back_as_it_is_or_refused(system: str) -> None:
+    if '"""' in system or any(not sign.isprintable() and sign not in "\t\n\r" for sign in system):
+        with pytest.raises(AdapterError, match="the system prompt holds"):
+            build_modelfile("x", adapter=None, frame=None, system_prompt=system, stops=[])
+        return
+    text = build_modelfile("x", adapter="./a.gguf", frame=None, system_prompt=system, stops=[])
+    assert read_modelfile(text) == [("FROM", "x"), ("ADAPTER", "./a.gguf"), ("SYSTEM", system)]
+
+
+@pytest.mark.parametrize(
+    ("system", "fact"),
+    [
+        ('say """', 'holds """, which ends a text'),
+        ("a\u00a0b", r"holds the character U\+00A0, which Ollama leaves out"),
+    ],
+)
+def test_a_system_prompt_that_a_modelfile_cannot_hold_is_refused(system: str, fact: str) -> None:
+    with pytest.raises(AdapterError, match=fact):
+        build_modelfile("x", adapter=None, frame=None, system_prompt=system, stops=[])
+
+
+def test_a_template_with_signs_that_ollama_leaves_out_gives_none() -> None:
+    assert find_frame(_render(CHATML.replace("<|im_end|>", "<|im_end|>\u200b")), "") is None

