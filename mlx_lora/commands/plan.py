@@ -55,7 +55,7 @@ def _build(config: RunConfig) -> Plan:
     from mlx_lora.memory.bound import find_bounds
     from mlx_lora.memory.fitting import find_remedy, largest_batch, longest_row, savings
     from mlx_lora.memory.machine import find_room
-    from mlx_lora.memory.prediction import Slices, predict, worst_rows
+    from mlx_lora.memory.prediction import Slices, predict
 
     room, folder = find_room(config.train.memory_limit_gb), frozen_folder()
     splits = load_splits(config.data, config.train.seed)
@@ -75,7 +75,7 @@ def _build(config: RunConfig) -> Plan:
         prediction,
         largest_batch(slices, room.nbytes),
         longest_row(slices, room.nbytes),
-        savings(slices, worst_rows(slices), folder, room.nbytes),
+        savings(slices, folder, room.nbytes),
         None if fits else find_remedy(config, rows, folder, room.nbytes),
     )
 

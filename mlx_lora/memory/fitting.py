@@ -17,7 +17,7 @@ from mlx_lora.model.outline import outline_base
 
 LARGEST_AUTO = 32  # rows; a larger batch mostly makes fewer updates of the same quality
 LEAST_BATCHES = 16  # an epoch keeps so many batches, whatever fits
-_POSITIONS = 4096  # at most so many are measured to see how memory grows with length
+_POSITIONS = 2048  # at most so many are measured to see how memory grows with length
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ def peak_bytes(config: RunConfig, rows: RunRows, folder: Path, room: int) -> int
 
 def largest_batch(slices: Slices, room: int) -> Limit:
     """The most rows in a micro-batch, all of them as long as the longest of the run."""
-    size = slices.config.train.batch_rows
-    one, two = (slices.step(_longest(slices.rows.train, rows)).total for rows in (size, 2 * size))
-    how = f"line through {size} and {2 * size} of the longest rows"
+    few = max(1, slices.config.train.batch_rows // 2)
+    one, two = (slices.step(_longest(slices.rows.train, rows)).total for rows in (few, 2 * few))
+    how = f"line through {few} and {2 * few} of the longest rows"
     if two <= one:  # nothing to extend: a constant part is the largest
-        return Limit(2 * size if two <= room else 0, how)
-    return Limit(max(0, int(size + (room - one) * size / (two - one))), how)
+        return Limit(2 * few if two <= room else 0, how)
+    return Limit(max(0, int(few + (room - one) * few / (two - one))), how)
 
 
 def longest_row(slices: Slices, room: int) -> Limit:
@@ -98,8 +98,9 @@ def longest_row(slices: Slices, room: int) -> Limit:
     return Limit(int(max(np.roots([bent, slope, start] if bent else [slope, start]).real)), how)
 
 
-def savings(slices: Slices, batch: Sequence[Example], folder: Path, room: int) -> list[Saving]:
+def savings(slices: Slices, folder: Path, room: int) -> list[Saving]:
     """What each part of the engine that is on saves of a training step, and gradient checkpointing where it is off."""
+    batch, step = slices.worst_step
     config, engine = slices.config, slices.thin.session.stepper.engine
     on = {
         "supervised_positions": engine.supervised_positions,
@@ -108,7 +109,7 @@ def savings(slices: Slices, batch: Sequence[Example], folder: Path, room: int) -
         "compiled_step": slices.thin.session.stepper.compiled,
     }
     active = [part for part in ENGINE_PARTS if on[part]]
-    now = slices.step(batch).total
+    now = step.total
 
     def other(**train: Any) -> int:
         return Slices(changed(config, **train), slices.rows, folder, room).step(batch).total

@@ -7,14 +7,17 @@ the whole model's follows. Knows nothing of limits or screens.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+
+import numpy as np
 
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import PredictionError
 from mlx_lora.memory.probe import Probe, Sizes
-from mlx_lora.memory.rows import RunRows, longer, worst_batch, worst_validation
+from mlx_lora.memory.rows import Counting, RunRows, longer, worst_batch, worst_validation
+from mlx_lora.training.head import CHUNK_BYTES
 
 FEW, MORE = 2, 4  # layers of each kind in the thinner slice, and how many more of one kind the other has
 MARGIN = 1.03  # on what is measured: from run to run, what MLX has under way differs by about as much
@@ -88,9 +91,37 @@ class Slices:
         """What `measure` finds on the slices, extended to the whole model."""
         return self._extended(self._measured(measure))
 
+    @cached_property
+    def worst_step(self) -> tuple[list[Example], Phase]:
+        """The rows of the micro-batch that needs the most, and an update on them.
+
+        That is the one with the most positions, the one with the most trained ones (their logits are large where the
+        vocabulary is), or one between: what these two take tells how much each kind of position weighs.
+        """
+        session, engine = self.thin.session, self.thin.session.stepper.engine
+        most = (
+            0 if not engine.supervised_positions else 2 * CHUNK_BYTES // (4 * engine.vocabulary)
+        )  # one chunk and the next
+        counting = Counting(engine.shared_prefix, most)
+        found: dict[tuple[int, int], tuple[list[Example], Phase]] = {}
+
+        def attempt(*weights: float) -> None:
+            batch = worst_batch(self.rows.train, session.schedule, counting, weights)
+            if counting.positions(batch) not in found:
+                found[counting.positions(batch)] = batch, self.step(batch)
+
+        attempt(1.0, 0.0)
+        attempt(0.0, 1.0)
+        if len(found) > 1:
+            taken = [phase.working for _, phase in found.values()]
+            attempt(*np.maximum(np.linalg.solve(np.array(list(found), float), taken), 0.0))
+        return max(found.values(), key=lambda one: one[1].total)
+
     def step(self, batch: Sequence[Example]) -> Phase:
         """An update on micro-batches of these rows."""
         copies = min(2, self.config.train.gradient_accumulation_steps)  # one after the other: more take no more
+        if batch[0].expected is not None:  # replay rows come after the taught ones, whose gradients wait
+            copies = 2
         static = self.static(optimizer=True, frozen_gone=True)
         working = 0
         for part, growth in _ladder(batch):
@@ -147,8 +178,8 @@ def predict(slices: Slices) -> Prediction:
         phases.append(
             slices.phase("running the frozen layers", before, slices.whole(partial(Probe.freezing, examples=longest)))
         )
-    batch = worst_rows(slices)
-    phases.append(slices.step(batch))
+    batch, step = slices.worst_step
+    phases.append(step)
     if slices.rows.valid:
         held_out = worst_validation(slices.rows.valid, config.train.batch_rows)
         phases.append(slices.phase("a validation", between, slices.whole(partial(Probe.validation, batch=held_out))))
@@ -166,12 +197,6 @@ def _telling() -> Iterator[None]:
             f"memory cannot be predicted: a slice of this model does not run ({type(error).__name__}: {error})",
             "start with a small train.batch_size, and read the peak memory that training shows",
         ) from error
-
-
-def worst_rows(slices: Slices) -> list[Example]:
-    """The rows of the micro-batch that needs the most."""
-    session = slices.thin.session
-    return worst_batch(slices.rows.train, session.schedule, shared_prefix=session.stepper.engine.shared_prefix)
 
 
 def _ladder(batch: Sequence[Example]) -> list[tuple[list[Example], int]]:

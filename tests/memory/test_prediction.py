@@ -16,10 +16,10 @@ from mlx_lora.dataset.examples import Example
 from mlx_lora.memory import fitting, prediction, probe
 from mlx_lora.memory.bound import Bounds, find_bounds
 from mlx_lora.memory.prediction import STEP, Slices, predict
-from mlx_lora.memory.rows import RunRows, longer, worst_batch
+from mlx_lora.memory.rows import Counting, RunRows, longer, worst_batch
 from mlx_lora.memory.thin import cut_slice
 from mlx_lora.training.loop import Schedule
-from tests.tiny import save_tiny_folder
+from tests.tiny import FAMILIES, save_tiny_folder
 
 assert mlx_lora
 PLENTY = 2**40
@@ -31,8 +31,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in ("llama", "gemma3", "mixtral"):
         save_tiny_folder(folder / family, family, layers=12)
     save_tiny_folder(folder / "small", layers=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES["llama"], "vocab_size", 8192)
+        save_tiny_folder(folder / "many words", layers=12)
     rows = [{"question": f"{n} " + "word " * (5 + n % 20), "answer": "yes " * (1 + n % 5)} for n in range(24)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    long_and_short = [{"question": f"{n} " + "word " * 30, "answer": "y"} for n in range(8)]
+    long_and_short += [{"question": f"{n}?", "answer": "yes " * 15} for n in range(8)]
+    for name, lines in (("train", rows), ("long questions or answers", long_and_short)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -40,7 +47,8 @@ def run_config(folder: Path, family: str = "llama", **sections: dict[str, Any]) 
     # Not compiled: on a CPU every new kernel waits for a C++ compiler.
     parts = ["supervised_positions", "shared_prefix", "frozen_layers"]
     train = {"epochs": 1, "batch_size": 4, "retention": None, "engine": parts, **sections.pop("train", {})}
-    data = {"train": str(folder / "train.jsonl"), "valid_share": 0.0, **sections.pop("data", {})}
+    data = {"train": "train.jsonl", "valid_share": 0.0, **sections.pop("data", {})}
+    data["train"] = str(folder / data["train"])
     return RunConfig.model_validate(
         {"model": str(folder / family), "data": data, "train": train, "output_dir": str(folder / "out"), **sections}
     )
@@ -75,8 +83,9 @@ def measured_step_peak(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> in
         ("llama", {"train": {"engine": "plain"}}),
         ("gemma3", {"train": {"gradient_checkpointing": True}}),
         ("mixtral", {"train": {"gradient_accumulation_steps": 3}, "lora": {"rank": 8, "layers": 6}}),
+        ("many words", {"data": {"train": "long questions or answers.jsonl"}}),
     ],
-    ids=["all parts", "plain", "checkpointing", "frozen experts"],
+    ids=["all parts", "plain", "checkpointing", "frozen experts", "most trained positions"],
 )
 def test_a_step_is_predicted_to_fifteen_percent_and_hardly_ever_too_low(
     folder: Path, family: str, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -178,12 +187,20 @@ def test_a_stretched_row_keeps_its_shares(folder: Path) -> None:
     assert longer(row, 5).tokens.tolist() == [0, 2, 4, 6, 8]
 
 
-def test_the_worst_batch_is_the_one_with_the_most_positions() -> None:
-    rows = [
-        Example(np.full(length, length, np.int32), np.arange(length) > 0, "row", None) for length in (9, 50, 12, 40)
-    ]
-    schedule = Schedule((8, 49, 11, 39), 2, 1, 0, 2, 4)
-    assert sorted(len(row.tokens) for row in worst_batch(rows, schedule, shared_prefix=True)) == [40, 50]
+def test_the_worst_batch_follows_from_what_positions_and_trained_ones_weigh() -> None:
+    sizes = [(9, 8), (50, 1), (12, 6), (40, 7)]  # of rows: tokens, trained ones
+    rows = [Example(np.full(size, size, np.int32), np.arange(size) >= size - own, "row", None) for size, own in sizes]
+    schedule = Schedule(tuple(size - 1 for size, _ in sizes), 1, 1, 0, 4, 4)
+
+    def worst(*weights: float, most: int = 100) -> int:
+        (row,) = worst_batch(rows, schedule, Counting(True, most), weights)
+        return len(row.tokens)
+
+    assert worst(1.0, 0.0) == 50
+    assert worst(0.0, 1.0) == 9
+    assert worst(1.0, 4.0) == 40
+    assert worst(0.0, 1.0, most=6) == 40  # no more logits are there at once: of equals the longest
+    assert worst(0.0, 1.0, most=0) == 50
 
 
 def test_phases_come_in_the_order_of_the_run(folder: Path) -> None:
