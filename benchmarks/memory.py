@@ -4,12 +4,14 @@
     python benchmarks/memory.py NAME... --json   some of them; --list names them
 
 A run's rows are few, so that every one of its batches comes; what is compared is the peak of the whole run (loading,
-check, frozen layers, steps, validation) and that of its steps. --flat N trains the built-in model for N steps on rows
-of very different lengths and prints the active and peak memory on the way.
+check, frozen layers, steps, validation) and that of its steps. --flat N trains the built-in model for N steps (or the
+given --seconds) on rows of very different lengths, and prints MLX's memory and the process's on the way, and whether it
+is flat.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 REAL = "smollm2-135m-instruct"
+_FLAT = 1.05  # of step 100: what any later step may take at most
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -127,8 +130,11 @@ def measure(path: Path) -> dict[str, int]:
     return {"run": max([*found, steps]), "steps": steps}
 
 
-def flat(steps: int) -> list[dict[str, int]]:
-    """Active and peak memory on the way of a run of the built-in model with rows of very different lengths."""
+def flat(steps: int, seconds: float) -> dict[str, Any]:
+    """Memory on the way of a run of the built-in model, row by row of 20 to 200 tokens, for `steps` or `seconds`.
+
+    Flat means: from step 100 on neither the arrays in use, MLX's cache nor the process grow beyond one batch's noise.
+    """
     import mlx_lora  # isort: skip  # before mlx.core: it loads OpenBLAS
     import mlx.core as mx
     import numpy as np
@@ -141,21 +147,41 @@ def flat(steps: int) -> list[dict[str, int]]:
 
     assert mlx_lora
     config = RunConfig.model_validate(
-        {"model": REAL, "data": {"train": "rows"}, "train": {"steps": steps, "batch_size": 2}, "output_dir": "nowhere"}
+        {"model": REAL, "data": {"train": "rows"}, "train": {"steps": steps, "batch_size": 1}, "output_dir": "nowhere"}
     )
     base = load_base(REAL)
     inject_lora(base.model, config.lora, seed=0)
     draw = np.random.default_rng(0)
     rows = []
     for number in range(200):
-        tokens = draw.integers(5, 40_000, int(draw.integers(8, 64))).astype(np.int32)
-        rows.append(Example(tokens, np.arange(len(tokens)) > len(tokens) // 2, f"row {number}", None))
+        tokens = draw.integers(5, 40_000, int(draw.integers(20, 201))).astype(np.int32)
+        rows.append(Example(tokens, np.arange(len(tokens)) > len(tokens) * 3 // 4, f"row {number}", None))
     session = build_session(config, base.model, rows, [])
-    return [
-        {"step": report.step, "active_bytes": mx.get_active_memory(), "peak_bytes": report.peak_bytes}
-        for report in session.steps()
-        if report.step == 20 or report.step % (steps // 10) == 0
-    ]
+    found: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    for report in session.steps():
+        late = time.perf_counter() - began > seconds
+        if report.step == 50 or report.step % 100 == 0 or late:
+            memory = {"active": mx.get_active_memory(), "cache": mx.get_cache_memory(), "peak": report.peak_bytes}
+            found.append({"step": report.step, "seconds": round(time.perf_counter() - began), **memory, "rss": _rss()})
+            print(json.dumps(found[-1]), file=sys.stderr, flush=True)
+        if late:
+            break
+    later = [one for one in found if one["step"] >= 100]
+    slope = np.polyfit([one["step"] for one in later], [one["rss"] for one in later], 1)[0]
+    grown = {name: round(max(one[name] for one in later) / later[0][name], 3) for name in ("active", "peak", "rss")}
+    return {
+        "points": found,
+        "rss_bytes_per_1000_steps": round(1000 * slope),
+        "most_over_step_100": grown,
+        "flat": all(share < _FLAT for share in grown.values()),
+    }
+
+
+def _rss() -> int:
+    """Bytes of this process that are in memory."""
+    shown = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+    return 1024 * int(shown.stdout)
 
 
 def row(name: str) -> dict[str, Any]:
@@ -182,6 +208,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--flat", type=int, metavar="N")
+    parser.add_argument("--seconds", type=float, default=720.0, help="an end for --flat")
     parser.add_argument("--predict", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -190,7 +217,7 @@ def main() -> None:
     elif given.predict or given.measure:
         print(json.dumps(predict(given.predict) if given.predict else measure(given.measure)))
     elif given.flat:
-        print(json.dumps({"flat": flat(given.flat)}))
+        print(json.dumps(flat(given.flat, given.seconds)))
     else:
         rows = []
         for name in given.names or WORKS:

@@ -109,9 +109,11 @@ def _print(plan: Plan) -> None:
     for phase in prediction.phases:
         console.print(f"  {format_bytes(phase.total):>9}  {phase.name}{'  ← the most' if phase is worst else ''}")
     console.print(_savings_table(plan.savings))
-    rows = "rows" if prediction.rows > 1 else "row"
+    size = plan.config.train.batch_rows
     console.print(f"\nlargest batch_size that fits:  {_most(plan.batch, 'rows')}")
-    console.print(f"longest row that fits, {prediction.rows} {rows} at once:  {_most(plan.length, 'tokens')}")
+    console.print(
+        f"longest row that fits, {size} {'rows' if size > 1 else 'row'} at once:  {_most(plan.length, 'tokens')}"
+    )
     verdict = (
         f"{format_bytes(worst.total)} needed, {format_bytes(plan.room.nbytes)} there ({plan.room.source}): "
         f"{'fits' if plan.fits else 'does not fit'}"

@@ -17,7 +17,8 @@ from mlx_lora.model.outline import outline_base
 
 LARGEST_AUTO = 32  # rows; a larger batch mostly makes fewer updates of the same quality
 LEAST_BATCHES = 16  # an epoch keeps so many batches, whatever fits
-_POSITIONS = 2048  # at most so many are measured to see how memory grows with length
+_POSITIONS = 1024  # at most so many, in
+_FEW = 2  # rows, are measured to see how memory grows with length
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def peak_bytes(config: RunConfig, rows: RunRows, folder: Path, room: int) -> int
 
 
 def largest_batch(slices: Slices, room: int) -> Limit:
-    """The most rows in a micro-batch, all of them as long as the longest of the run."""
-    few = max(1, slices.config.train.batch_rows // 2)
+    """The most taught rows in a micro-batch, all of them as long as the longest."""
+    few = max(1, slices.config.train.batch_rows // 4)
     one, two = (slices.step(_longest(slices.rows.train, rows)).total for rows in (few, 2 * few))
     how = f"line through {few} and {2 * few} of the longest rows"
     if two <= one:  # nothing to extend: a constant part is the largest
@@ -83,16 +84,21 @@ def largest_batch(slices: Slices, room: int) -> Limit:
 
 
 def longest_row(slices: Slices, room: int) -> Limit:
-    """The most tokens in a row, `batch_size` of them side by side."""
+    """The most tokens in a taught row, `batch_size` of them side by side."""
     size = slices.config.train.batch_rows
-    rows = _longest(slices.rows.train, size)
-    longest = max(32, _POSITIONS // size)
+    few, longest = min(_FEW, size), max(32, _POSITIONS // min(_FEW, size))
     lengths = [longest // 4, longest // 2, longest]
-    totals = [slices.step([longer(row, length) for row in rows]).total for length in lengths]
-    how = f"parabola through {size} rows of {lengths[0]}, {lengths[1]} and {lengths[2]} tokens"
-    bent, slope, start = np.polyfit(lengths, [float(total - room) for total in totals], 2)
+    totals = []
+    for length in lengths:
+        rows = [longer(row, length) for row in _longest(slices.rows.train, size)]
+        phase = slices.step(rows[:few])
+        # Memory grows with the positions, of which rows that share a prefix have fewer.
+        times = slices.counting.positions(rows)[0] / slices.counting.positions(rows[:few])[0]
+        totals.append(phase.total + (times - 1) * phase.working)
+    how = f"parabola through {few} rows of {lengths[0]}, {lengths[1]} and {lengths[2]} tokens"
+    bent, slope, start = np.polyfit(lengths, [total - room for total in totals], 2)
     if bent <= 0:  # too short to bend
-        bent, (slope, start) = 0.0, np.polyfit(lengths, [float(total - room) for total in totals], 1)
+        bent, (slope, start) = 0.0, np.polyfit(lengths, [total - room for total in totals], 1)
     if start + slope >= 0 or slope <= 0:
         return Limit(0 if totals[0] > room else longest, how)
     return Limit(int(max(np.roots([bent, slope, start] if bent else [slope, start]).real)), how)
@@ -159,6 +165,7 @@ def _gentler(config: RunConfig, rows: RunRows) -> Iterator[tuple[list[str], RunC
 
 
 def _longest(examples: Sequence[Example], count: int) -> list[Example]:
-    """So many of the longest rows, over again where there are fewer."""
-    order = sorted(examples, key=lambda row: len(row.tokens), reverse=True)
+    """So many of the longest taught rows, over again where there are fewer."""
+    taught = [row for row in examples if row.expected is None]
+    order = sorted(taught, key=lambda row: len(row.tokens), reverse=True)
     return [order[place % len(order)] for place in range(count)]

@@ -91,6 +91,13 @@ class Slices:
         """What `measure` finds on the slices, extended to the whole model."""
         return self._extended(self._measured(measure))
 
+    @property
+    def counting(self) -> Counting:
+        """How the engine goes through the rows."""
+        engine = self.thin.session.stepper.engine
+        chunks = 2 * CHUNK_BYTES if engine.supervised_positions else 0  # one, and what is left of the one before
+        return Counting(engine.shared_prefix, chunks // (4 * max(1, engine.vocabulary)))
+
     @cached_property
     def worst_step(self) -> tuple[list[Example], Phase]:
         """The rows of the micro-batch that needs the most, and an update on them.
@@ -98,15 +105,11 @@ class Slices:
         That is the one with the most positions, the one with the most trained ones (their logits are large where the
         vocabulary is), or one between: what these two take tells how much each kind of position weighs.
         """
-        session, engine = self.thin.session, self.thin.session.stepper.engine
-        most = (
-            0 if not engine.supervised_positions else 2 * CHUNK_BYTES // (4 * engine.vocabulary)
-        )  # one chunk and the next
-        counting = Counting(engine.shared_prefix, most)
+        counting, schedule = self.counting, self.thin.session.schedule
         found: dict[tuple[int, int], tuple[list[Example], Phase]] = {}
 
         def attempt(*weights: float) -> None:
-            batch = worst_batch(self.rows.train, session.schedule, counting, weights)
+            batch = worst_batch(self.rows.train, schedule, counting, weights)
             if counting.positions(batch) not in found:
                 found[counting.positions(batch)] = batch, self.step(batch)
 
@@ -120,18 +123,18 @@ class Slices:
     def step(self, batch: Sequence[Example]) -> Phase:
         """An update on micro-batches of these rows."""
         copies = min(2, self.config.train.gradient_accumulation_steps)  # one after the other: more take no more
-        if batch[0].expected is not None:  # replay rows come after the taught ones, whose gradients wait
-            copies = 2
         static = self.static(optimizer=True, frozen_gone=True)
+        # Replay rows come last in a step: the taught rows' gradients, as large as the adapter, wait for theirs.
+        waiting = static.adapter if batch[0].expected is not None else 0
         working = 0
         for part, growth in _ladder(batch):
             found = self._measured(partial(Probe.step, batch=part, copies=copies))
             working = self._extended(found)
             if growth > 1 and max(found) * growth > self._room:  # the next part may not fit here, even on a slice
                 how = f"estimated: {len(part)} rows were measured, and more would not fit"
-                return self.phase(STEP, static, working * growth, how)
+                return self.phase(STEP, static, working * growth + waiting, how)
         # On a slice the update may be hidden below the head's share, which does not grow with the layers.
-        return self.phase(STEP, static, max(working, self.whole(Probe.update)))
+        return self.phase(STEP, static, max(working, self.whole(Probe.update)) + waiting)
 
     def _measured(self, measure: Callable[[Probe], int]) -> list[int]:
         with _telling():
