@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_lora.model.batching import choose_batching, common_prefix, next_rows, prefill_prefix, row_limit
 from mlx_lora.model.caches import copy_rows, join_rows, keep_rows
@@ -49,6 +50,15 @@ class Answer:
     stopped: bool  # ended by an end token, not by max_tokens
     prompt_tokens: int
     reference_nats: float | None = None  # -ln p of the prompt's reference, where one was given
+    likeliest: "Likeliest | None" = None  # at each token and, where it stopped, at its end; where they were asked for
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """The K likeliest tokens at each of A places, in no order, and their probabilities."""
+
+    tokens: np.ndarray  # (A, K) int32
+    shares: np.ndarray  # (A, K) float32
 
 
 def generate_answers(
@@ -80,10 +90,12 @@ def iter_answers(
     temperature: float = 0.0,
     seed: int = 0,
     references: Sequence[Sequence[int]] | None = None,
+    likeliest: int = 0,
 ) -> Iterator[tuple[int, Answer]]:
     """Yield (index of the prompt, answer) as rows finish; otherwise as generate_answers.
 
     `references` are continuations, one a prompt, whose likelihood is wanted too: the prompt is computed once for both.
+    `likeliest`: how many of the likeliest tokens to keep at each place, with their probabilities at temperature 1.
     """
     _check(prompts, max_tokens=max_tokens, batch_size=batch_size)
     if references is not None:
@@ -99,7 +111,7 @@ def iter_answers(
     limit = row_limit(batch_size, max(map(len, prompts)) + longest)
     waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))  # longest last, taken first
     keys = mx.random.split(mx.random.key(seed), len(prompts))
-    batch = _OpenRows(model, temperature, keys)
+    batch = _OpenRows(model, temperature, keys, likeliest)
     while waiting or batch.live:
         new = next_rows(waiting, prompts, batching, free=limit - batch.live, limit=limit)
         if new:
@@ -123,7 +135,9 @@ def iter_answers(
                 text = tokenizer.decode(row.tokens)
                 yield (
                     row.index,
-                    Answer(text, row.tokens, row.stopped, len(prompts[row.index]), row.reference_nats),
+                    Answer(
+                        text, row.tokens, row.stopped, len(prompts[row.index]), row.reference_nats, row.all_likeliest()
+                    ),
                 )
         # Dropping copies the caches: it pays once an eighth of the rows idle along.
         if 8 * (len(batch.rows) - batch.live) >= len(batch.rows):
@@ -142,16 +156,24 @@ class _Row:
     index: int
     reference_nats: float | None = None
     tokens: list[int] = field(default_factory=list)
+    likeliest: list[Likeliest] = field(default_factory=list)  # one of (K,) a place
     stopped: bool = False
     finished: bool = False
+
+    def all_likeliest(self) -> Likeliest | None:
+        """Those of all places together."""
+        if not self.likeliest:
+            return None
+        return Likeliest(*(np.stack([getattr(one, name) for one in self.likeliest]) for name in ("tokens", "shares")))
 
 
 class _OpenRows:
     """The rows that are being answered, their caches and the token that each feeds next."""
 
-    def __init__(self, model: nn.Module, temperature: float, keys: mx.array) -> None:
+    def __init__(self, model: nn.Module, temperature: float, keys: mx.array, likeliest: int) -> None:
         self.model = model
         self.temperature = temperature
+        self.likeliest = likeliest
         self.keys = keys  # (number of prompts, 2): drawing follows from prompt and place, not from who shares the batch
         self.rows: list[_Row] = []
         self.caches: list[Any] = []
@@ -174,6 +196,11 @@ class _OpenRows:
         No look-ahead: a finished row would pay a whole step more, and answers to evaluate are short.
         """
         logits = self.model(mx.array(self.last)[:, None], cache=self.caches)[:, -1]
+        if self.likeliest:
+            tokens, shares = (np.array(array) for array in _likeliest(logits, self.likeliest))
+            for place, row in enumerate(self.rows):
+                if not row.finished:
+                    row.likeliest.append(Likeliest(tokens[place], shares[place]))
         if self.temperature > 0:
             logits = logits.astype(mx.float32) / self.temperature + self._noise(logits.shape[-1])
         self.last = mx.argmax(logits, axis=-1).tolist()  # type: ignore[assignment]
@@ -192,3 +219,12 @@ class _OpenRows:
         self.caches = keep_rows(self.caches, keep) if keep else []
         self.rows = [self.rows[place] for place in keep]
         self.last = [self.last[place] for place in keep]
+
+
+def _likeliest(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
+    """The likeliest tokens (B, K) int32 of logits (B, V), in no order, and their probabilities, float32."""
+    logits = logits.astype(mx.float32)
+    count = min(count, logits.shape[-1])
+    tokens = mx.argpartition(-logits, count - 1, axis=-1)[:, :count]
+    shares = mx.exp(mx.take_along_axis(logits, tokens, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True))
+    return tokens.astype(mx.int32), shares

@@ -38,26 +38,17 @@ def answer_prompts(
     path = folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
     answers = _read(path)
     if answers is None:
-        found: dict[int, tuple[list[int], bool]] = {}
-        for place, answer in iter_answers(model, tokenizer, prompts, max_tokens=MOST_TOKENS):
-            found[place] = ([*answer.tokens, *([tokenizer.eos_id] if answer.stopped else [])], answer.stopped)
-            yield len(found), 2 * len(prompts)
-        answers = []
-        for place, prompt in enumerate(prompts):
-            tokens, ended = found[place]
-            answers.append(BaseAnswer(tokens, ended, _expected(model, prompt, tokens)))
-            yield len(prompts) + len(answers), 2 * len(prompts)
+        found: dict[int, BaseAnswer] = {}
+        for place, answer in iter_answers(model, tokenizer, prompts, max_tokens=MOST_TOKENS, likeliest=LIKELIEST):
+            assert answer.likeliest is not None
+            tokens = [*answer.tokens, *([tokenizer.eos_id] if answer.stopped else [])]
+            expected = Expected(answer.likeliest.tokens, answer.likeliest.shares)
+            found[place] = BaseAnswer(tokens, answer.stopped, expected)
+            yield len(found), len(prompts)
+        answers = [found[place] for place in range(len(prompts))]
         write_whole(path, _packed(answers))
         mx.clear_cache()
     yield answers
-
-
-def _expected(model: nn.Module, prompt: list[int], answer: list[int]) -> Expected:
-    """What the model thinks comes next at each token of `answer`."""
-    logits = model(mx.array([[*prompt, *answer[:-1]]]))[0, len(prompt) - 1 :].astype(mx.float32)  # (A, V)
-    tokens = mx.argpartition(-logits, min(LIKELIEST, logits.shape[1] - 1), axis=-1)[:, :LIKELIEST]
-    shares = mx.exp(mx.take_along_axis(logits, tokens, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True))
-    return Expected(np.array(tokens).astype(np.int32), np.array(shares))
 
 
 def _packed(answers: Sequence[BaseAnswer]) -> bytes:
