@@ -64,7 +64,7 @@ def _build(config: RunConfig) -> Plan:
     rows = run_rows(config, tokenizer, splits, built)
     config = resolve_auto(config, rows)
     inspect_splits(splits, built, tokenizer.eos_ids, config).raise_faults()
-    require_weights_fit(config, find_bounds(config, rows.train), room)
+    require_weights_fit(config, find_bounds(config, rows), room)
     talk.print("measuring on a thin slice of the model …", markup=False)
     slices = Slices(config, rows, folder, room.nbytes)
     prediction = predict(slices)

@@ -1,7 +1,7 @@
 """What would fit: a batch size, the longest rows, a run that needs less, and what each part of the engine saves."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from mlx_lora.config import ENGINE_PARTS, RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.lora.inject import iter_layers
 from mlx_lora.memory.bound import find_bounds
-from mlx_lora.memory.prediction import Slices, predict
+from mlx_lora.memory.prediction import REPLAY, Slices, predict
 from mlx_lora.memory.rows import RunRows, longer
 from mlx_lora.model.outline import outline_base
 
@@ -19,6 +19,7 @@ LARGEST_AUTO = 32  # rows; a larger batch mostly makes fewer updates of the same
 LEAST_BATCHES = 16  # an epoch keeps so many batches, whatever fits
 _POSITIONS = 1024  # at most so many, in
 _FEW = 2  # rows, are measured to see how memory grows with length
+_BENT = 0.25  # of what the longest take: a smaller share that grows with the square of the length is not believed
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def resolve_batch_size(config: RunConfig, rows: RunRows, folder: Path, room: int
 
 
 def _fits(config: RunConfig, rows: RunRows, folder: Path, room: int) -> bool:
-    bounds = find_bounds(config, rows.train)
+    bounds = find_bounds(config, rows)
     return bounds.least <= room and (bounds.most <= room or peak_bytes(config, rows, folder, room) <= room)
 
 
@@ -95,9 +96,9 @@ def longest_row(slices: Slices, room: int) -> Limit:
         # Memory grows with the positions, of which rows that share a prefix have fewer.
         times = slices.counting.positions(rows)[0] / slices.counting.positions(rows[:few])[0]
         totals.append(phase.total + (times - 1) * phase.working)
-    how = f"parabola through {few} rows of {lengths[0]}, {lengths[1]} and {lengths[2]} tokens"
+    how = f"curve through {few} rows of {lengths[0]}, {lengths[1]} and {lengths[2]} tokens"
     bent, slope, start = np.polyfit(lengths, [total - room for total in totals], 2)
-    if bent <= 0:  # too short to bend
+    if bent * longest < _BENT * (bent * longest + slope):  # no more than measurements differ by
         bent, (slope, start) = 0.0, np.polyfit(lengths, [total - room for total in totals], 1)
     if start + slope >= 0 or slope <= 0:
         return Limit(0 if totals[0] > room else longest, how)
@@ -128,15 +129,37 @@ def savings(slices: Slices, folder: Path, room: int) -> list[Saving]:
 
 def find_remedy(config: RunConfig, rows: RunRows, folder: Path, room: int) -> Remedy | None:
     """The first of a list of gentler runs that fits; None where none does."""
+    config, rows, given = _without_questions(config, rows, folder, room)
+    if given and (peak := peak_bytes(config, rows, folder, room)) <= room:
+        return Remedy(tuple(given), peak)
     for settings, gentler in _gentler(config, rows):
         kept = gentler.data.max_seq_length
-        left = RunRows(*([row for row in part if len(row.tokens) <= kept] for part in (rows.train, rows.valid)))
+        left = replace(
+            rows,
+            train=[row for row in rows.train if len(row.tokens) <= kept],
+            valid=[row for row in rows.valid if len(row.tokens) <= kept],
+        )
         if not left.train:
             return None
         peak = peak_bytes(gentler, left, folder, room)
         if peak <= room:
-            return Remedy(tuple(settings), peak)
+            return Remedy((*given, *settings), peak)
     return None
+
+
+def _without_questions(
+    config: RunConfig, rows: RunRows, folder: Path, room: int
+) -> tuple[RunConfig, RunRows, list[str]]:
+    """The run without those of its questions that do not fit whatever the steps take, and settings that say so."""
+    slices = Slices(config, rows, folder, room)
+    too_large = [asked.setting for asked in rows.asked if slices.asking(asked).total > room]
+    for setting in too_large:
+        section, name = setting.split(".")
+        part = getattr(config, section).model_copy(update={name: None})
+        config = config.model_copy(update={section: part})
+    taught = [row for row in rows.train if row.expected is None] if REPLAY in too_large else rows.train
+    left = [asked for asked in rows.asked if asked.setting not in too_large]
+    return config, replace(rows, train=taught, asked=left), [f"{setting}=null" for setting in too_large]
 
 
 def _gentler(config: RunConfig, rows: RunRows) -> Iterator[tuple[list[str], RunConfig]]:

@@ -15,13 +15,15 @@ import numpy as np
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import PredictionError
+from mlx_lora.memory.asking import asking_bytes
 from mlx_lora.memory.probe import Probe, Sizes
-from mlx_lora.memory.rows import Counting, RunRows, longer, worst_batch, worst_validation
+from mlx_lora.memory.rows import Asked, Counting, RunRows, longer, worst_batch, worst_validation
 from mlx_lora.training.head import CHUNK_BYTES
 
 FEW, MORE = 2, 4  # layers of each kind in the thinner slice, and how many more of one kind the other has
 MARGIN = 1.03  # on what is measured: from run to run, what MLX has under way differs by about as much
 STEP = "a training step"
+REPLAY, RETENTION = "data.replay", "train.retention"  # settings with which the model answers, before and after training
 _AT_ONCE = 2048  # positions that may be measured without measuring fewer first
 
 
@@ -136,6 +138,15 @@ class Slices:
         # On a slice the update may be hidden below the head's share, which does not grow with the layers.
         return self.phase(STEP, static, max(working, self.whole(Probe.update)) + waiting)
 
+    def asking(self, asked: Asked) -> Phase:
+        """Answering prompts, before any other phase is measured: later ones take layers away."""
+        with _telling():
+            working = asking_bytes(self.thin, asked, self.depths)
+        layers = sum(self.thin.slice.counts)
+        how = f"keys and values computed from shapes, the rest measured here on {layers} layers"
+        static = self.static(optimizer=asked.setting == RETENTION)
+        return self.phase(f"answering for {asked.setting}", static, int(MARGIN * working), how)
+
     def _measured(self, measure: Callable[[Probe], int]) -> list[int]:
         with _telling():
             return [measure(probe) for probe in (self.thin, *self._probes)]
@@ -172,6 +183,8 @@ def predict(slices: Slices) -> Prediction:
     config, thin = slices.config, slices.thin
     before, between = slices.static(optimizer=False), slices.static(optimizer=True, frozen_gone=True)
     phases = [slices.phase("loading the base", before, slices.whole(lambda probe: probe.loading.nbytes))]
+    asking = [slices.asking(asked) for asked in slices.rows.asked]
+    phases += [phase for phase in asking if not phase.optimizer]  # before training
     if config.train.engine != "plain":
         phases.append(slices.phase("comparing the engine with the plain forward", before, slices.whole(Probe.check)))
     if thin.frozen is not None:
@@ -186,6 +199,7 @@ def predict(slices: Slices) -> Prediction:
     if slices.rows.valid:
         held_out = worst_validation(slices.rows.valid, config.train.batch_rows)
         phases.append(slices.phase("a validation", between, slices.whole(partial(Probe.validation, batch=held_out))))
+    phases += [phase for phase in asking if phase.optimizer]
     tokens = max(len(row.tokens) for row in batch)
     return Prediction(tuple(phases), len(batch), tokens, thin.slice.compute, thin.slice.source)
 

@@ -14,11 +14,31 @@ EPOCHS = 2  # rows change company from epoch to epoch; the worst batch of two st
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Prompts that the run's model answers, many at a time, because of a `setting`.
+
+    `references`: continuations whose likelihood is wanted too, one a prompt; with `max_tokens` 0 nothing else is.
+    """
+
+    setting: str
+    prompts: Sequence[Sequence[int]]
+    max_tokens: int  # of an answer
+    references: Sequence[Sequence[int]] | None = None
+
+    def longest(self, count: int) -> "Asked":
+        """Only so many of the longest prompts."""
+        order = sorted(range(len(self.prompts)), key=lambda place: len(self.prompts[place]))[-count:]
+        references = None if self.references is None else [self.references[place] for place in order]
+        return replace(self, prompts=[self.prompts[place] for place in order], references=references)
+
+
+@dataclass(frozen=True)
 class RunRows:
-    """The rows of a run: `train` as the session takes them (replay rows last), `valid` may be empty."""
+    """The rows of a run: `train` as the session takes them (replay rows last), `valid` may be empty, and questions."""
 
     train: Sequence[Example]
     valid: Sequence[Example]
+    asked: Sequence[Asked] = ()
 
 
 @dataclass(frozen=True)

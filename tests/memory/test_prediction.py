@@ -1,6 +1,7 @@
 """Predicted memory against measured: whole tiny models of twelve layers beside what slices of them told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from mlx_lora.commands import preflight
 from mlx_lora.commands.train import run_train
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
-from mlx_lora.memory import fitting, prediction, probe
+from mlx_lora.memory import asking, fitting, prediction, probe
 from mlx_lora.memory.bound import Bounds, find_bounds
-from mlx_lora.memory.prediction import STEP, Slices, predict
-from mlx_lora.memory.rows import Counting, RunRows, longer, worst_batch
+from mlx_lora.memory.prediction import RETENTION, STEP, Slices, predict
+from mlx_lora.memory.rows import Asked, Counting, RunRows, longer, worst_batch
 from mlx_lora.memory.thin import cut_slice
+from mlx_lora.model.generate import iter_answers, iter_nats
+from mlx_lora.model.load import load_base
 from mlx_lora.training.loop import Schedule
 from tests.tiny import FAMILIES, save_tiny_folder
 
@@ -93,7 +96,7 @@ def test_a_step_is_predicted_to_fifteen_percent_and_hardly_ever_too_low(
     config = run_config(folder, family, **sections)
     rows = run_rows(config)
     predicted = predict(Slices(config, rows, folder, PLENTY))
-    assert find_bounds(config, rows.train).most > 2 * predicted.worst.total
+    assert find_bounds(config, rows).most > 2 * predicted.worst.total
     assert predicted.step.optimizer == 2 * predicted.step.adapter  # AdamW: two moments
     ratio = predicted.step.total / measured_step_peak(config, monkeypatch)
     assert 0.95 < ratio < 1.15
@@ -151,6 +154,36 @@ def test_the_remedy_fits_and_keeps_the_rows_of_an_update_where_that_is_enough(fo
     assert remedy.peak_bytes <= room
 
 
+@pytest.mark.parametrize("max_tokens", [4, 70, 0])
+def test_answering_is_predicted_from_few_layers(folder: Path, max_tokens: int) -> None:
+    config = run_config(folder, lora={"layers": 6})
+    draw = np.random.default_rng(0)
+    prompts = [draw.integers(5, 250, int(size)).tolist() for size in draw.integers(90, 120, 12)]
+    references = [[7, 8, 9]] * 12
+    asked = Asked(RETENTION, prompts, max_tokens, references)
+    phase = Slices(config, run_rows(config), folder, PLENTY).asking(asked)
+    assert phase.how == "keys and values computed from shapes, the rest measured here on 4 layers"
+    model = load_base(config.model).model
+    with probe.measured() as spent:
+        if max_tokens:
+            list(iter_answers(model, asking.Mute(), prompts, max_tokens=max_tokens, references=references))
+        else:
+            list(iter_nats(model, prompts, references))
+    assert 0.95 < (phase.weights + phase.working) / (phase.weights + spent.nbytes) < 1.15
+
+
+def test_questions_that_take_more_than_the_steps_are_the_first_to_go(folder: Path) -> None:
+    config = run_config(folder, "small", train={"batch_size": 1, "retention": "general-knowledge"})
+    questions = Asked(RETENTION, [[5] * 200] * 32, 32)
+    rows = replace(run_rows(config), asked=[questions])
+    room = int(1.02 * fitting.peak_bytes(config, replace(rows, asked=[]), folder, PLENTY))
+    assert predict(Slices(config, rows, folder, PLENTY)).worst.name == "answering for train.retention"
+    remedy = fitting.find_remedy(config, rows, folder, room)
+    assert remedy is not None
+    assert remedy.settings == ("train.retention=null",)
+    assert remedy.peak_bytes <= room
+
+
 def test_remedies_become_harder_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_config(folder, train={"batch_size": 4})
     rows = run_rows(config)
@@ -204,13 +237,18 @@ def test_the_worst_batch_follows_from_what_positions_and_trained_ones_weigh() ->
 
 
 def test_phases_come_in_the_order_of_the_run(folder: Path) -> None:
-    config = run_config(folder, "small", lora={"layers": 1}, train={"epochs": 2}, data={"valid_share": 0.2})
+    train = {"epochs": 2, "retention": str(folder / "train.jsonl")}
+    data = {"valid_share": 0.2, "replay": 0.2}
+    config = run_config(folder, "small", lora={"layers": 1}, train=train, data=data)
     phases = predict(Slices(config, run_rows(config), folder, PLENTY)).phases
     assert [phase.name for phase in phases] == [
         "loading the base",
+        "answering for data.replay",
         "comparing the engine with the plain forward",
         "running the frozen layers",
         STEP,
         "a validation",
+        "answering for train.retention",
     ]
-    assert phases[3].weights < phases[2].weights  # the lower layers have left
+    frozen, step, asking = phases[3], phases[4], phases[6]
+    assert step.weights < frozen.weights == asking.weights  # the lower layers leave, and come back
