@@ -6,14 +6,17 @@ are asked of the thin slice, for one token, and what its layers keep is exchange
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from mlx_lora.lora.inject import transformer_layers
 from mlx_lora.memory.probe import Probe, measured
 from mlx_lora.memory.rows import Asked
 from mlx_lora.model.batching import Batching, choose_batching, prefill_prefix, row_limit
 from mlx_lora.model.generate import iter_answers, iter_nats
+from mlx_lora.training.frozen import PassThrough
 
 ROWS = 32  # at most together: what replay and retention ask for
 COLUMNS = 64  # keys and values grow by so many tokens at a time
@@ -37,10 +40,24 @@ class Kept:
     whole: int
 
 
+class _Follower(PassThrough):
+    """A stand-in whose cache keeps step: families make their masks from the first layer's."""
+
+    def __call__(self, inputs: mx.array, *given: Any, **named: Any) -> mx.array:
+        cache = named.get("cache", given[-1] if given else None)
+        if cache is not None and hasattr(cache, "update_and_fetch"):
+            nothing = mx.zeros((inputs.shape[0], 1, inputs.shape[1], 1), inputs.dtype)
+            cache.update_and_fetch(nothing, nothing)
+        return super().__call__(inputs)
+
+
 def asking_bytes(probe: Probe, asked: Asked, depths: Sequence[int]) -> int:
     """What asking takes beyond the weights; `depths`: the whole model's layers of each kind. Before layers leave."""
     model = probe.slice.model
+    stand_ins = [layer for layer in transformer_layers(model) if isinstance(layer, PassThrough)]
     model.eval()
+    for layer in stand_ins:
+        layer.__class__ = _Follower
     try:
         batching = choose_batching(model)
         longest = max(map(len, asked.prompts)) + max([asked.max_tokens, *map(len, asked.references or ())])
@@ -52,6 +69,8 @@ def asking_bytes(probe: Probe, asked: Asked, depths: Sequence[int]) -> int:
             _ask(probe, few)
         return max(0, spent.nbytes - here.opened) + max(there.opened, there.whole)
     finally:
+        for layer in stand_ins:
+            layer.__class__ = PassThrough
         model.train()
 
 

@@ -1,7 +1,7 @@
 """What would fit: a batch size, the longest rows, a run that needs less, and what each part of the engine saves."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -129,37 +129,40 @@ def savings(slices: Slices, folder: Path, room: int) -> list[Saving]:
 
 def find_remedy(config: RunConfig, rows: RunRows, folder: Path, room: int) -> Remedy | None:
     """The first of a list of gentler runs that fits; None where none does."""
-    config, rows, given = _without_questions(config, rows, folder, room)
+    config, rows, given, asking = _without_questions(config, rows, folder, room)
     if given and (peak := peak_bytes(config, rows, folder, room)) <= room:
-        return Remedy(tuple(given), peak)
+        return Remedy(tuple(given), max(peak, asking))
     for settings, gentler in _gentler(config, rows):
         kept = gentler.data.max_seq_length
-        left = replace(
-            rows,
-            train=[row for row in rows.train if len(row.tokens) <= kept],
-            valid=[row for row in rows.valid if len(row.tokens) <= kept],
-        )
+        train, valid = ([row for row in part if len(row.tokens) <= kept] for part in (rows.train, rows.valid))
+        left = RunRows(train, valid)
         if not left.train:
             return None
         peak = peak_bytes(gentler, left, folder, room)
         if peak <= room:
-            return Remedy((*given, *settings), peak)
+            return Remedy((*given, *settings), max(peak, asking))
     return None
 
 
 def _without_questions(
     config: RunConfig, rows: RunRows, folder: Path, room: int
-) -> tuple[RunConfig, RunRows, list[str]]:
-    """The run without those of its questions that do not fit whatever the steps take, and settings that say so."""
+) -> tuple[RunConfig, RunRows, list[str], int]:
+    """The run without those of its questions that do not fit, settings that say so, and what the others take.
+
+    No setting of a step makes questions smaller, so those that stay need not be asked of every gentler run.
+    """
+    if not rows.asked:
+        return config, rows, [], 0
     slices = Slices(config, rows, folder, room)
-    too_large = [asked.setting for asked in rows.asked if slices.asking(asked).total > room]
+    taken = {asked.setting: slices.asking(asked).total for asked in rows.asked}
+    too_large = [setting for setting, nbytes in taken.items() if nbytes > room]
     for setting in too_large:
         section, name = setting.split(".")
         part = getattr(config, section).model_copy(update={name: None})
         config = config.model_copy(update={section: part})
     taught = [row for row in rows.train if row.expected is None] if REPLAY in too_large else rows.train
-    left = [asked for asked in rows.asked if asked.setting not in too_large]
-    return config, replace(rows, train=taught, asked=left), [f"{setting}=null" for setting in too_large]
+    others = max((nbytes for nbytes in taken.values() if nbytes <= room), default=0)
+    return config, RunRows(taught, rows.valid), [f"{setting}=null" for setting in too_large], others
 
 
 def _gentler(config: RunConfig, rows: RunRows) -> Iterator[tuple[list[str], RunConfig]]:
