@@ -201,8 +201,10 @@ def _train_worst_steps() -> None:
     sessions.build_session = shortened
 
 
-def flat(steps: int, seconds: float) -> dict[str, Any]:
+def flat(steps: int, seconds: float, layers: int | str) -> dict[str, Any]:
     """Memory on the way of a run of the built-in model, row by row of 20 to 200 tokens, for `steps` or `seconds`.
+
+    With adapters in the last `layers` the others run once, as in any such run.
 
     Flat means: once every row was there, neither the arrays in use, MLX's peak nor the process grow by a twentieth.
     """
@@ -214,20 +216,22 @@ def flat(steps: int, seconds: float) -> dict[str, Any]:
     from mlx_lora.dataset.examples import Example
     from mlx_lora.lora.inject import inject_lora
     from mlx_lora.model.load import load_base
-    from mlx_lora.training.session import build_session
+    from mlx_lora.training.session import build_session, prepare_engine
 
     assert mlx_lora
-    config = RunConfig.model_validate(
-        {"model": REAL, "data": {"train": "rows"}, "train": {"steps": steps, "batch_size": 1}, "output_dir": "nowhere"}
-    )
+    sections = {"data": {"train": "rows"}, "train": {"steps": steps, "batch_size": 1}, "lora": {"layers": layers}}
+    config = RunConfig.model_validate({"model": REAL, "output_dir": "nowhere", **sections})
     base = load_base(REAL)
-    inject_lora(base.model, config.lora, seed=0)
+    injection = inject_lora(base.model, config.lora, seed=0)
     draw = np.random.default_rng(0)
     rows = []
     for number in range(200):
         tokens = draw.integers(5, 40_000, int(draw.integers(20, 201))).astype(np.int32)
         rows.append(Example(tokens, np.arange(len(tokens)) > len(tokens) * 3 // 4, f"row {number}", None))
     session = build_session(config, base.model, rows, [])
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in prepare_engine(session, injection.first_layer, "flat", Path(folder)):
+            pass
     found: list[dict[str, Any]] = []
     began = time.perf_counter()
     for report in session.steps():
@@ -280,6 +284,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--flat", type=int, metavar="N")
+    parser.add_argument("--layers", type=int, default="all", help="adapters in the last N layers, for --flat")
     parser.add_argument("--seconds", type=float, default=720.0, help="an end for --flat")
     parser.add_argument("--predict", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -290,7 +295,7 @@ def main() -> None:
     elif given.predict or given.measure:
         print(json.dumps(predict(given.predict) if given.predict else measure(given.measure, demo=given.demo)))
     elif given.flat:
-        print(json.dumps(flat(given.flat, given.seconds)))
+        print(json.dumps(flat(given.flat, given.seconds, given.layers)))
     else:
         rows = []
         for name in given.names or WORKS:

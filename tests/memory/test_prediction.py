@@ -170,7 +170,7 @@ def test_answering_is_predicted_from_few_layers(folder: Path, max_tokens: int) -
         else:
             list(iter_nats(model, prompts, references))
     ratio = phase.working / spent.nbytes
-    assert 0.95 < ratio < 1.15
+    assert 0.95 < ratio < 1.25
 
 
 def test_questions_that_take_more_than_the_steps_are_the_first_to_go(folder: Path) -> None:
