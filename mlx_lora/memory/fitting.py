@@ -76,12 +76,12 @@ def peak_bytes(config: RunConfig, rows: RunRows, folder: Path, room: int) -> int
 
 def largest_batch(slices: Slices, room: int) -> Limit:
     """The most taught rows in a micro-batch, all of them as long as the longest."""
-    few = max(1, slices.config.train.batch_rows // 4)
-    one, two = (slices.step(_longest(slices.rows.train, rows)).total for rows in (few, 2 * few))
-    how = f"line through {few} and {2 * few} of the longest rows"
+    size = slices.config.train.batch_rows
+    one, two = (slices.step(_longest(slices.rows.train, rows)).total for rows in (size, 2 * size))
+    how = f"line through {size} and {2 * size} of the longest rows"
     if two <= one:  # nothing to extend: a constant part is the largest
-        return Limit(2 * few if two <= room else 0, how)
-    return Limit(max(0, int(few + (room - one) * few / (two - one))), how)
+        return Limit(2 * size if two <= room else 0, how)
+    return Limit(max(0, int(size + (room - one) * size / (two - one))), how)
 
 
 def longest_row(slices: Slices, room: int) -> Limit:
