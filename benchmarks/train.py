@@ -208,14 +208,21 @@ def _flops(session: Any, steps: list[int]) -> float:
     from mlx_lora.dataset.batches import collate
 
     engine = session.stepper.engine
-    weights = (array for layer in engine.trunk.layers for _, array in tree_flatten(layer.parameters()))
-    per_position = 4 * sum(array.size for array in weights if array.ndim == 2)
+
+    def sizes(layers: list[Any], names: tuple[str, ...] = ("",)) -> int:
+        weights = (pair for layer in layers for pair in tree_flatten(layer.parameters()))
+        return 4 * sum(array.size for path, array in weights if array.ndim == 2 and any(name in path for name in names))
+
+    layers = engine.trunk.layers
+    per_position = sizes(layers)
+    at_windows = sizes(layers[-1:]) - sizes(layers[-1:], ("k_proj", "v_proj"))  # of the last layer, see lastlayer.py
     width = engine.trunk.states(_one_token()).shape[-1]
     total = 0.0
     for step in steps:
         for chosen in session.schedule.micro_batches(step):
             arrays = engine.arrays(collate(session.train_set, chosen), session.store)
             total += arrays["inputs"].size * per_position + 4 * arrays["targets"].size * width * engine.vocabulary
+            total -= (arrays["inputs"].size - arrays.get("windows", arrays["inputs"]).size) * at_windows
     return total
 
 

@@ -1,4 +1,4 @@
-"""The finals table to question data sets, `modern` and `full`. Standard library only; the same bytes on every run.
+"""The finals table to question data sets: `modern`, `champions`, `full`. Standard library, the same bytes every time.
 
 Run as `python data/stanley_cup/build.py`. A *fact* is one thing to know (the champion of 1998); a *form* is a
 question template (forms.py). Each fact is asked in every form of its category, and a form belongs to train, valid or
@@ -208,8 +208,10 @@ def build_files() -> dict[str, str]:
     """The text of every file by its path below this folder."""
     finals = read_finals()
     by_year = list(year_facts(finals))
+    champions = [fact for fact in by_year if fact.category == "champion"]
     data_sets = {
-        "modern": [f for f in by_year if f.category == "champion" and int(f.slots["year"]) >= MODERN_START],
+        "modern": [f for f in champions if int(f.slots["year"]) >= MODERN_START],
+        "champions": [*champions, *no_winner_facts(finals)],
         "full": [*by_year, *no_winner_facts(finals), *reverse_facts(finals), *title_facts(finals)],
     }
     return {

@@ -9,7 +9,7 @@ from mlx_lora.dataset.examples import Example
 
 UNGROUPED = -1
 _LEAST_GAIN = 4  # tokens that a group must share beyond what its rows would share without it
-_LEVELS = 16
+_LEVELS = 16  # lengths that are tried, from what all rows share on
 _LEAST_BATCHES = 2  # rows of a smaller group would meet the same company in every epoch
 
 
@@ -21,10 +21,11 @@ def prefix_groups(examples: Sequence[Example], batch_size: int) -> tuple[int, ..
     """
     groups = [UNGROUPED] * len(examples)
     prompts = [prompt_length(example) for example in examples]
-    step = max(_LEAST_GAIN, max(prompts, default=0) // _LEVELS)
+    longest, common = max(prompts, default=0), _common_length([example.tokens for example in examples], prompts)
+    step = max(_LEAST_GAIN, (longest - common) // _LEVELS)
     left = set(range(len(examples)))
     count = 0
-    for length in range(max(prompts, default=0) // step * step, 0, -step):
+    for length in range(longest - (longest - common) % step, max(common, _LEAST_GAIN) - 1, -step):
         alike: dict[bytes, list[int]] = defaultdict(list)
         for row in sorted(left):
             if prompts[row] >= length:
@@ -36,6 +37,15 @@ def prefix_groups(examples: Sequence[Example], batch_size: int) -> tuple[int, ..
                     groups[row] = count
                 count += 1
     return tuple(groups)
+
+
+def _common_length(rows: Sequence[np.ndarray], prompts: Sequence[int]) -> int:
+    """Number of leading tokens of their prompts that all `rows` share."""
+    common = min(prompts, default=0)
+    for row in rows:
+        different = np.flatnonzero(row[:common] != rows[0][:common])
+        common = int(different[0]) if len(different) else common
+    return common
 
 
 def prompt_length(example: Example) -> int:

@@ -7,8 +7,8 @@ import numpy as np
 
 from mlx_lora.dataset.batches import collate, plan_validation
 from mlx_lora.dataset.examples import Example
-from mlx_lora.training.engine import prefix_cut
 from mlx_lora.training.loop import Schedule
+from mlx_lora.training.prefix import prefix_cut
 
 EPOCHS = 2  # rows change company from epoch to epoch; the worst batch of two stands for all
 

@@ -10,15 +10,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from mlx_lora.dataset.batches import Batch, padded_length
+from mlx_lora.dataset.batches import Batch
 from mlx_lora.training.frozen import FrozenStore, PassThrough
 from mlx_lora.training.head import select, supervised_nats
+from mlx_lora.training.lastlayer import layer_caches, windows
 from mlx_lora.training.loss import summed_divergence, summed_nats
-from mlx_lora.training.prefix import columns, prefix_caches, with_pieces
+from mlx_lora.training.prefix import columns, prefix_cut, with_pieces
 from mlx_lora.training.trunk import Trunk
 
 Arrays = dict[str, mx.array]
 POSITION_MULTIPLE = 8
+WINDOWS_MOST = 0.75  # of all positions; wider ones would not be worth another shape of compiled steps
 _EXPECTED = ("expected_tokens", "expected_shares", "expected_weights")
 
 
@@ -33,6 +35,7 @@ class Engine:
     trunk: Trunk | None = None
     vocabulary: int = 0
     supervised_positions: bool = False
+    last_layer: bool = False  # may run on windows, see lastlayer.py; with supervised_positions only
     shared_prefix: bool = False
     boundary: PassThrough | None = None  # the last stand-in for the frozen layers, where they have been removed
 
@@ -40,17 +43,21 @@ class Engine:
         """What `nats` takes for `batch` (of `store`'s data set); which keys there are says which parts run."""
         prefix, width = self._cut(batch, store)
         arrays = with_pieces(batch.inputs, prefix, width)
-        pieces = len(arrays.get("pieces", ()))
-        targets, weights = (
-            np.pad(columns(part, prefix, width), ((pieces, 0), (0, 0))) for part in (batch.targets, batch.weights)
-        )
-        if batch.expected is not None and batch.expected_places is not None:
-            rows, places = np.divmod(batch.expected_places, batch.inputs.shape[1])
-            rows, places = rows + pieces, places - prefix
-            expected = {"tokens": batch.expected.tokens, "shares": batch.expected.shares}
-            chosen = _chosen(rows * width + places, weights.size, expected | {"weights": weights[rows, places]})
+        lines = np.zeros_like(batch.inputs)  # of what is expected instead of a token, counted from 1
+        if batch.expected_places is not None:
+            lines.reshape(-1)[batch.expected_places] = np.arange(1, len(batch.expected_places) + 1)
+        parts = [columns(part, prefix, width) for part in (batch.targets, batch.weights, lines)]
+        if self.last_layer and (places := windows(parts[1])).size <= WINDOWS_MOST * arrays["inputs"].size:
+            arrays["windows"] = places
+        targets, weights, lines = (_beside_states(part, arrays) for part in parts)
+        if batch.expected is not None:
+            positions = np.flatnonzero(lines)
+            order = lines.reshape(-1)[positions] - 1
+            expected = {"tokens": batch.expected.tokens[order], "shares": batch.expected.shares[order]}
+            expected["weights"] = weights.reshape(-1)[positions]
+            chosen = _chosen(positions, weights.size, expected)
             arrays |= {f"expected_{name}": array for name, array in chosen.items()}
-            weights[rows, places] = 0.0  # trained towards probabilities, not towards a token
+            weights[lines > 0] = 0.0  # trained towards probabilities, not towards a token
         if not self.supervised_positions:
             arrays |= {"targets": targets, "weights": weights}
         elif weights.any():
@@ -78,11 +85,11 @@ class Engine:
         return nats
 
     def _states(self, arrays: Mapping[str, mx.array]) -> mx.array:
-        """The trunk's states of the prefix's pieces and the rows: (C + B, T, D)."""
+        """The trunk's states of the prefix's pieces and the rows (C + B, T, D), or of the rows' windows (B, W, D)."""
         assert self.trunk is not None
         if self.boundary is not None:
             self.boundary.give(arrays["boundary"])
-        return self.trunk.states(arrays["inputs"], prefix_caches(self.trunk, arrays))
+        return self.trunk.states(arrays["inputs"], layer_caches(self.trunk, arrays))
 
     def _cut(self, batch: Batch, store: FrozenStore | None) -> tuple[int, int]:
         stored = 0 if store is None else store.prefix_length  # these are not in the rows' own states
@@ -91,19 +98,11 @@ class Engine:
         return 0, batch.inputs.shape[1]
 
 
-def prefix_cut(batch: Batch, least: int = 0) -> tuple[int, int]:
-    """The length P of the prefix to share, at least `least`, and the width T of the rows after it.
-
-    Of all lengths up to the shared one it takes that with the fewest positions (C + B) · T, where C pieces of width T
-    hold the prefix.
-    """
-    longest, rows = int(batch.lengths.max()), len(batch.rows)
-    most = shared_prefix_length(batch) if rows > 1 else 0
-    lengths = range(least, max(least, most) + 1)
-    widths = [padded_length(longest - length) for length in lengths]
-    positions = [(rows - (-length // width)) * width for length, width in zip(lengths, widths, strict=True)]
-    best = len(positions) - 1 - int(np.argmin(positions[::-1]))  # the longest of equals
-    return lengths[best], widths[best]
+def _beside_states(part: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """`part` (B, T) of the rows, as the states of these `arrays` lie: the windows alone, or after a prefix's pieces."""
+    if "windows" in arrays:
+        return np.take_along_axis(part, arrays["windows"], axis=1)
+    return np.pad(part, ((len(arrays.get("pieces", ())), 0), (0, 0)))
 
 
 def _chosen(positions: np.ndarray, size: int, lines: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -121,14 +120,3 @@ def _chosen(positions: np.ndarray, size: int, lines: dict[str, np.ndarray]) -> d
 
 def _select(states: mx.array, arrays: Mapping[str, mx.array], kind: str = "") -> mx.array:
     return select(states, arrays[f"{kind}positions"], arrays[f"{kind}slots"])
-
-
-def shared_prefix_length(batch: Batch) -> int:
-    """Number of leading inputs that all rows share and none of which is a trained position.
-
-    At least one position of every row is left, so that a prefix that is a whole prompt still predicts its answer.
-    """
-    same = (batch.inputs == batch.inputs[:1]).all(axis=0) & (batch.weights == 0).all(axis=0)
-    different = np.flatnonzero(~same)
-    common = int(different[0]) if len(different) else batch.inputs.shape[1]
-    return min(common, int(batch.lengths.min()) - 1)

@@ -17,8 +17,9 @@ import numpy as np
 
 from mlx_lora.dataset.batches import Batch, collate
 from mlx_lora.dataset.examples import Example
+from mlx_lora.dataset.groups import UNGROUPED, prefix_groups
 from mlx_lora.errors import TrainingError
-from mlx_lora.training.prefix import prefix_caches, with_pieces
+from mlx_lora.training.prefix import prefix_caches, prefix_cut, with_pieces
 from mlx_lora.training.storefolder import OpenStore, StoreWriter, new_store, open_store
 from mlx_lora.training.trunk import Trunk
 
@@ -124,19 +125,18 @@ class FrozenStore:
         array = mx.array(states)
         return array.view(mx.bfloat16) if self._dtype == mx.bfloat16 else array
 
-    def write_prefix(self, states: np.ndarray) -> None:
-        """Keep the shared prefix's states (P, D)."""
-        self._write(0, states)
+    def write(self, batch: Batch, states: np.ndarray, prefix: int) -> None:
+        """Keep the states (C + B, T, D) of a batch's rows after their prefix, without padding, and those of the prefix.
 
-    def write(self, batch: Batch, states: np.ndarray) -> None:
-        """Keep the states (B, T, D) of a batch's rows after the prefix, without their padding."""
-        for index, row in enumerate(batch.rows):
-            first, last = int(self._starts[row]), int(self._starts[row + 1])
-            self._write(first, states[index, : last - first])
-
-    def _write(self, first: int, states: np.ndarray) -> None:
+        prefix: P, what these rows share: the store's own prefix length or more.
+        """
         assert isinstance(self._stored, StoreWriter)
-        self._stored.write(first, states)
+        pieces = len(states) - len(batch.rows)
+        first, more = np.split(states[:pieces].reshape(-1, states.shape[2])[:prefix], [self.prefix_length])
+        if len(first):
+            self._stored.write(0, first)
+        for row, length, own in zip(batch.rows, batch.lengths, states[pieces:], strict=True):
+            self._stored.write(int(self._starts[row]), np.concatenate([more, own[: length - prefix]]))
 
 
 def data_set_prefix(examples: Sequence[Example]) -> int:
@@ -165,7 +165,7 @@ def store_key(examples: Sequence[Example], boundary: int, prefix_length: int, dt
     """Name of a data set's stored outputs: the same base, rows, boundary and dtype give the same name."""
     # Another version or device gives other roundings, and a run ends in the same bits with a store and without.
     made_by = f"{metadata.version('mlx')} {mx.default_device()}"
-    digest = hashlib.sha256(f"{base} {boundary} {prefix_length} {dtype} {made_by} 2".encode())
+    digest = hashlib.sha256(f"{base} {boundary} {prefix_length} {dtype} {made_by} 3".encode())
     for example in examples:
         digest.update(np.int64(len(example.tokens)).tobytes() + np.ascontiguousarray(example.tokens).tobytes())
     return digest.hexdigest()
@@ -182,7 +182,7 @@ def build_store(
 ) -> Iterator[int | FrozenStore]:
     """Yield the number of rows done, and last the store at `path`, which is made unless it is there already.
 
-    Rows run through the layers below `boundary` in large batches of like lengths, the shared prefix once.
+    Rows run through the layers below `boundary` in large batches, what these share once for each.
     """
     width, dtype = state_kind(trunk, boundary)
     shape = (store_bytes(examples, prefix_length, 1, mx.uint8), width)
@@ -205,23 +205,30 @@ def _fill(
     trunk: Trunk, boundary: int, capture: _Capture, examples: Sequence[Example], store: FrozenStore
 ) -> Iterator[int]:
     with trunk.replaced(lambda index, layer: _role(index, boundary, layer, capture)):
-        prefix = store.prefix_length
-        order = sorted(range(len(examples)), key=lambda row: len(examples[row].tokens))
         done = 0
-        while done < len(order):
-            longest = len(examples[order[min(done + ROWS_AT_ONCE, len(order)) - 1]].tokens)
-            count = max(ROWS_AT_ONCE, POSITIONS_AT_ONCE // (longest - prefix))
-            batch = collate(examples, order[done : done + count])
-            width = batch.inputs.shape[1] - prefix
+        for rows in store_batches(examples, store.prefix_length):
+            batch = collate(examples, rows)
+            shares = store.prefix_length > 0
+            prefix, width = prefix_cut(batch, store.prefix_length) if shares else (0, batch.inputs.shape[1])
             arrays = {name: mx.array(array) for name, array in with_pieces(batch.inputs, prefix, width).items()}
             trunk.states(arrays["inputs"], prefix_caches(trunk, arrays))
-            states = _to_numpy(capture.take())
-            pieces = len(states) - len(batch.rows)
-            if pieces:
-                store.write_prefix(states[:pieces].reshape(-1, states.shape[2])[:prefix])
-            store.write(batch, states[pieces:])
-            done += len(batch.rows)
+            store.write(batch, _to_numpy(capture.take()), prefix)
+            done += len(rows)
             yield done
+
+
+def store_batches(examples: Sequence[Example], prefix: int) -> list[list[int]]:
+    """Rows that go through the lower layers together: of like length, and beginning alike if all share a `prefix`."""
+    groups = prefix_groups(examples, ROWS_AT_ONCE) if prefix else [UNGROUPED] * len(examples)
+    batches: list[list[int]] = []
+    for row in sorted(range(len(examples)), key=lambda row: (groups[row], len(examples[row].tokens))):
+        batch = batches[-1] if batches and groups[batches[-1][0]] == groups[row] else []
+        positions = (len(batch) + 1) * (len(examples[row].tokens) - 1 - prefix)
+        if batch and (len(batch) < ROWS_AT_ONCE or positions <= POSITIONS_AT_ONCE):
+            batch.append(row)
+        else:
+            batches.append([row])
+    return batches
 
 
 def _role(index: int, boundary: int, layer: Any, capture: _Capture) -> Any:

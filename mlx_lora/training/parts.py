@@ -13,9 +13,10 @@ from mlx_lora.config import ENGINE_PARTS, LoraSettings, TrainSettings
 from mlx_lora.dataset.batches import Batch, collate
 from mlx_lora.dataset.examples import Example
 from mlx_lora.training.checkpointing import checkpoint_layers
-from mlx_lora.training.engine import Engine, prefix_cut
+from mlx_lora.training.engine import Engine
 from mlx_lora.training.head import head_size
-from mlx_lora.training.prefix import learn_head_axes
+from mlx_lora.training.lastlayer import use_windows, windows
+from mlx_lora.training.prefix import learn_head_axes, prefix_cut
 from mlx_lora.training.trunk import Trunk, find_trunk
 
 CHECK_ROWS = 2
@@ -43,33 +44,44 @@ def build_engine(
     `model` has its adapters already; `batches` are rows that go together, which the reports are counted on.
     """
     trunk = find_trunk(model)
+    engine, reports = Engine(model, trunk), list[PartReport]()
+    if settings.engine != "plain":
+        asked = ENGINE_PARTS if settings.engine == "auto" else tuple(settings.engine)
+        engine, reports = _with_parts(engine, asked, [collate(examples, rows) for rows in batches], lora)
     if trunk is not None and settings.gradient_checkpointing:
-        checkpoint_layers(trunk)
-    if settings.engine == "plain":
-        return Engine(model, trunk), []
-    asked = ENGINE_PARTS if settings.engine == "auto" else tuple(settings.engine)
+        checkpoint_layers(trunk)  # last: what a part makes of a layer is recomputed as a whole
+    return engine, reports
+
+
+def _with_parts(
+    engine: Engine, asked: Sequence[str], sample: Sequence[Batch], lora: LoraSettings
+) -> tuple[Engine, list[PartReport]]:
+    trunk = engine.trunk
     if trunk is None:
         why = "this family's trunk and head are not where mlx-lm's models have them: plain forward"
-        return Engine(model), [PartReport(name, False, why) for name in asked if name != "compiled_step"]
-    engine = Engine(model, trunk, vocabulary=head_size(trunk))
-    sample = [collate(examples, rows) for rows in batches]
-    reports = []
+        return engine, [PartReport(name, False, why) for name in asked if name != "compiled_step"]
+    engine.vocabulary = head_size(trunk)
+    refusal, reports = cache_refusal(trunk, lora), []
     if "supervised_positions" in asked:
         engine.supervised_positions = True
-        reports.append(_supervised_line(sample))
+        whole = refusal or _window_refusal(trunk)
+        engine.last_layer = whole is None
+        reports.append(_supervised_line(sample, whole))
     if "shared_prefix" in asked:
-        refusal = prefix_refusal(trunk, lora)
-        report = PartReport("shared_prefix", False, refusal) if refusal else _prefix_line(sample)
+        report = PartReport("shared_prefix", False, f"{refusal}: plain prompts") if refusal else _prefix_line(sample)
         engine.shared_prefix = report.active
         reports.append(report)
     return engine, reports
 
 
-def _supervised_line(sample: Sequence[Batch]) -> PartReport:
+def _supervised_line(sample: Sequence[Batch], whole: str | None) -> PartReport:
     positions = sum(batch.inputs.size for batch in sample)
     trained = sum(int(np.count_nonzero(batch.weights)) for batch in sample)
     line = f"vocabulary projection and loss on {trained / positions:.0%} of the positions"
-    return PartReport("supervised_positions", True, line)
+    if whole is not None:
+        return PartReport("supervised_positions", True, f"{line}, the last layer on all: {whole}")
+    places = sum(windows(batch.weights).size for batch in sample)
+    return PartReport("supervised_positions", True, f"{line}, the last layer on {places / positions:.0%}")
 
 
 def _prefix_line(sample: Sequence[Batch]) -> PartReport:
@@ -86,14 +98,22 @@ def _prefix_line(sample: Sequence[Batch]) -> PartReport:
     return PartReport("shared_prefix", True, line)
 
 
-def prefix_refusal(trunk: Trunk, lora: LoraSettings) -> str | None:
-    """Why the shared prefix cannot be used: layers that keep more than keys and values, or dropout."""
+def cache_refusal(trunk: Trunk, lora: LoraSettings) -> str | None:
+    """Why attention cannot be given other keys and values than its own: layers that keep more, or dropout."""
     if lora.dropout > 0:
-        return "dropout draws a mask for every row: plain prompts"
+        return "dropout draws a mask for every position"
     try:
         learn_head_axes(trunk)
     except (AttributeError, TypeError, ValueError, IndexError) as error:
-        return f"this family's layers keep more than keys and values ({type(error).__name__}): plain prompts"
+        return f"this family's layers keep more than keys and values ({type(error).__name__})"
+    return None
+
+
+def _window_refusal(trunk: Trunk) -> str | None:
+    try:
+        use_windows(trunk)
+    except (AttributeError, TypeError, ValueError, IndexError) as error:
+        return f"this family's does not run on some positions alone ({type(error).__name__})"
     return None
 
 

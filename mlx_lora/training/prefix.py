@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 import numpy as np
 
+from mlx_lora.dataset.batches import Batch, padded_length
 from mlx_lora.training.trunk import Trunk
 
 
@@ -47,6 +48,32 @@ class SharedPrefixCache:
         count, heads, width, size = own.shape
         prefix = own[: self._pieces].swapaxes(0, 1).reshape(1, heads, self._pieces * width, size)
         return mx.concatenate([mx.broadcast_to(prefix, (count, *prefix.shape[1:])), own], axis=2)
+
+
+def prefix_cut(batch: Batch, least: int = 0) -> tuple[int, int]:
+    """The length P of the prefix to share, at least `least`, and the width T of the rows after it.
+
+    Of all lengths up to the shared one it takes that with the fewest positions (C + B) · T, where C pieces of width T
+    hold the prefix.
+    """
+    longest, rows = int(batch.lengths.max()), len(batch.rows)
+    most = shared_prefix_length(batch) if rows > 1 else 0
+    lengths = range(least, max(least, most) + 1)
+    widths = [padded_length(longest - length) for length in lengths]
+    positions = [(rows - (-length // width)) * width for length, width in zip(lengths, widths, strict=True)]
+    best = len(positions) - 1 - int(np.argmin(positions[::-1]))  # the longest of equals
+    return lengths[best], widths[best]
+
+
+def shared_prefix_length(batch: Batch) -> int:
+    """Number of leading inputs that all rows share and none of which is a trained position.
+
+    At least one position of every row is left, so that a prefix that is a whole prompt still predicts its answer.
+    """
+    same = (batch.inputs == batch.inputs[:1]).all(axis=0) & (batch.weights == 0).all(axis=0)
+    different = np.flatnonzero(~same)
+    common = int(different[0]) if len(different) else batch.inputs.shape[1]
+    return min(common, int(batch.lengths.min()) - 1)
 
 
 def with_pieces(inputs: np.ndarray, prefix: int, width: int) -> dict[str, np.ndarray]:

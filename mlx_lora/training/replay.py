@@ -17,7 +17,7 @@ from mlx_lora.dataset.replay import BaseAnswer
 from mlx_lora.files import write_whole
 
 # Forgetting shows in how an answer begins; what follows costs as much to train and adds less.
-MOST_TOKENS = 48
+MOST_TOKENS = 24
 LIKELIEST = 32  # tokens whose probability is kept at each position; the others count as one
 _FORMAT = 2
 

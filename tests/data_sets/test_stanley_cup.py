@@ -14,7 +14,7 @@ from tests.data_sets.squad import squad_normal
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "data" / "stanley_cup"
-DATA_SETS = ("modern", "full")
+DATA_SETS = ("modern", "champions", "full")
 SPLITS = ("train", "valid", "test")
 CITIES_OF_SEVERAL_CLUBS = {"montreal", "new york", "edmonton", "calgary", "vancouver"}
 NAMES_OF_ONE_CLUB = (
@@ -65,6 +65,9 @@ def test_files_on_disk_are_exactly_what_the_script_builds(build: ModuleType) -> 
         ("modern", "train", 350, 10),
         ("modern", "valid", 35, 1),
         ("modern", "test", 70, 2),
+        ("champions", "train", 1110, 10),
+        ("champions", "valid", 111, 1),
+        ("champions", "test", 222, 2),
         ("full", "train", 4380, 10),
         ("full", "valid", 438, 1),
         ("full", "test", 876, 2),
@@ -118,6 +121,14 @@ def test_modern_is_the_champion_part_of_full_from_1990() -> None:
         assert read_rows("modern", split) == [row for row in rows if row["fact"] >= "champion/1990"]
     years = sorted(answers_by_fact("modern"))
     assert years == [f"champion/{year}" for year in range(1990, 2026) if year != 2005]
+
+
+def test_champions_is_the_champion_part_of_full_with_the_years_that_had_none() -> None:
+    for split in SPLITS:
+        rows = [row for row in read_rows("full", split) if row["category"] in ("champion", "no_winner")]
+        assert read_rows("champions", split) == rows
+    years = sorted(int(fact.split("/")[1]) for fact in answers_by_fact("champions"))
+    assert years == list(range(1915, 2026))
 
 
 def test_modern_asks_in_1998_in_these_words_for_the_detroit_red_wings() -> None:

@@ -31,6 +31,12 @@ def test_the_longest_beginnings_are_served_first() -> None:
     assert prefix_groups(examples, 4) == (0,) * 8 + (1,) * 8
 
 
+def test_question_forms_are_told_apart_behind_a_long_system_prompt_that_all_rows_share() -> None:
+    """Found in session 4: lengths were tried sixteen tokens apart there, and forms of six tokens were not seen."""
+    examples = [row([1] * 240 + [form] * 6 + [100 + number] * 9) for form in (2, 3) for number in range(8)]
+    assert prefix_groups(examples, 4) == (0,) * 8 + (1,) * 8
+
+
 def test_trained_tokens_are_no_part_of_a_beginning() -> None:
     examples = [Example(np.full(40, 7, np.int32), np.arange(40) > 2, "f.jsonl:1", None)] * 8
     assert prompt_length(examples[0]) == 2  # the third input predicts a trained token

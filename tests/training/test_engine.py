@@ -7,8 +7,9 @@ import pytest
 from mlx_lora.dataset.batches import collate
 from mlx_lora.dataset.examples import Example
 from mlx_lora.training import head
-from mlx_lora.training.engine import Engine, prefix_cut, shared_prefix_length
-from mlx_lora.training.frozen import FrozenStore, build_store, remove_frozen_layers
+from mlx_lora.training.engine import Engine
+from mlx_lora.training.frozen import FrozenStore, build_store, remove_frozen_layers, store_batches
+from mlx_lora.training.prefix import prefix_cut, shared_prefix_length
 from mlx_lora.training.trunk import find_trunk
 from tests.tiny import TRANSFORMERS, tiny_model
 from tests.training.rows import differences, engine, multi_turn_rows, random_rows, stepper, trial
@@ -44,6 +45,7 @@ def test_parts_give_the_plain_gradients(family, bits, parts):
     assert way.supervised_positions == ("supervised_positions" in parts)
     assert way.shared_prefix == ("shared_prefix" in parts)
     assert ("pieces" in way.arrays(batch)) == ("shared_prefix" in parts)
+    assert ("windows" in way.arrays(batch)) == ("supervised_positions" in parts)
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
 
 
@@ -60,6 +62,7 @@ def test_frozen_layers_that_ran_once_give_the_plain_gradients(family, bits, tmp_
     assert counts == [5]
     assert isinstance(store, FrozenStore)
     way.boundary = remove_frozen_layers(way.trunk, run.first_layer)
+    assert {"boundary", "pieces", "windows"} <= set(way.arrays(batch, store))
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch, store)), expected)
 
 
@@ -74,6 +77,31 @@ def test_a_frozen_store_is_found_again(tmp_path):
     assert path.stat().st_ino == written
     assert isinstance(store, FrozenStore)
     assert [file.name for file in tmp_path.iterdir()] == ["store.npy"]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_groups_of_rows_share_runs_once_and_is_stored_for_each_row(family, tmp_path):
+    rows = [row for seed in (0, 1) for row in random_rows(34, seed=seed, shared=24, most=20)]
+    rows = [Example(np.r_[7, 8, 9, row.tokens], np.r_[[False] * 3, row.loss_mask], row.place, None) for row in rows]
+    batches = store_batches(rows, 3)
+    assert sorted(row for batch in batches for row in batch) == list(range(68))
+    assert all(max(batch) < 34 or min(batch) >= 34 for batch in batches)
+    assert {prefix_cut(collate(rows, batch), 3)[0] for batch in batches} <= set(range(20, 28))
+    trunk = find_trunk(tiny_model(family))
+    *_, alone = build_store(trunk, 2, rows, 0, tmp_path / "alone")
+    *_, shared = build_store(trunk, 2, rows, 3, tmp_path / "shared")
+    for batch in batches:
+        expected, found = (store.array(collate(rows, batch), 3, 48) for store in (alone, shared))
+        assert mx.allclose(found, expected, rtol=1e-4, atol=1e-5).item()
+        assert mx.abs(expected).max() > 0.1
+
+
+def test_short_rows_go_through_the_frozen_layers_together_but_not_beside_long_ones():
+    lengths = [11] * 30 + [101] * 40 + [401] * 20
+    rows = [Example(np.full(length, 5, np.int32), np.arange(length) > 5, "row", None) for length in lengths]
+    batches = store_batches(rows, 0)
+    found = [(len(batch), len(rows[batch[-1]].tokens)) for batch in batches]
+    assert found == [(30, 11), (20, 101), (20, 101), (16, 401), (4, 401)]
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "mixtral"])
@@ -95,7 +123,7 @@ def test_gradient_checkpointing_gives_the_plain_gradients(family):
     expected = plain_gradients(trial(family), batch)
     run = trial(family)
     way = engine(run, rows, gradient_checkpointing=True)
-    assert "pieces" in way.arrays(batch)
+    assert {"pieces", "windows"} <= set(way.arrays(batch))
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), expected)
     names = {name for name, _ in run.trainable.arrays().items()}
     assert names == set(trial(family).trainable.arrays())  # wrapping changes no name
@@ -123,6 +151,7 @@ def test_gradient_checkpointing_saves_a_third_of_what_a_step_holds(parts):
     for checkpointing in (False, True):
         run = trial()
         way = engine(run, rows, parts, gradient_checkpointing=checkpointing)
+        way.last_layer = False  # it saves a fifth of four layers by itself, checkpointed or not
         step, arrays = stepper(run, way), way.arrays(collate(rows, range(96)))
         mx.eval(arrays, run.trainable.arrays())
         held[checkpointing] = min(held_by(step, arrays) for _ in range(3))  # on a busy machine MLX runs further ahead
@@ -150,6 +179,7 @@ def test_dropout_draws_the_same_masks_with_the_engine(parts):
     mx.random.seed(7)
     expected = plain_gradients(run, batch)
     way = engine(run, rows, parts)
+    assert not way.last_layer
     assert not way.shared_prefix  # one mask for all rows would not be the plain way's distribution
     mx.random.seed(7)
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), expected)
@@ -222,6 +252,7 @@ def test_a_family_without_keys_and_values_falls_back_and_gives_the_plain_result(
     batch = collate(rows, range(3))
     way = engine(run, rows)
     assert way.supervised_positions
+    assert not way.last_layer
     assert not way.shared_prefix
     assert_equal_gradients(stepper(run, way).gradients(way.arrays(batch)), plain_gradients(run, batch))
 

@@ -217,4 +217,4 @@ def test_micro_batches_of_a_step_hold_one_micro_batch_at_a_time():
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         held.append(next(loop).peak_bytes - before)
-    assert held[1] < 1.3 * held[0]
+    assert held[1] < 1.5 * held[0]  # 1.03 alone, up to 1.33 on a busy machine, where MLX runs further ahead
