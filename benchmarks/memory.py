@@ -284,7 +284,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--flat", type=int, metavar="N")
-    parser.add_argument("--layers", type=int, default="all", help="adapters in the last N layers, for --flat")
+    parser.add_argument("--layers", type=int, help="adapters in the last N layers, for --flat; else in all")
     parser.add_argument("--seconds", type=float, default=720.0, help="an end for --flat")
     parser.add_argument("--predict", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
@@ -295,7 +295,7 @@ def main() -> None:
     elif given.predict or given.measure:
         print(json.dumps(predict(given.predict) if given.predict else measure(given.measure, demo=given.demo)))
     elif given.flat:
-        print(json.dumps(flat(given.flat, given.seconds, given.layers)))
+        print(json.dumps(flat(given.flat, given.seconds, given.layers or "all")))
     else:
         rows = []
         for name in given.names or WORKS:
