@@ -55,7 +55,7 @@ def _build(config: RunConfig) -> Plan:
     from mlx_lora.memory.bound import find_bounds
     from mlx_lora.memory.fitting import find_remedy, largest_batch, longest_row, savings
     from mlx_lora.memory.machine import find_room
-    from mlx_lora.memory.prediction import Slices, predict, worst_rows
+    from mlx_lora.memory.prediction import Slices, predict
 
     room, folder = find_room(config.train.memory_limit_gb), frozen_folder()
     splits = load_splits(config.data, config.train.seed)
@@ -64,7 +64,7 @@ def _build(config: RunConfig) -> Plan:
     rows = run_rows(config, tokenizer, splits, built)
     config = resolve_auto(config, rows)
     inspect_splits(splits, built, tokenizer.eos_ids, config).raise_faults()
-    require_weights_fit(config, find_bounds(config, rows.train), room)
+    require_weights_fit(config, find_bounds(config, rows), room)
     talk.print("measuring on a thin slice of the model …", markup=False)
     slices = Slices(config, rows, folder, room.nbytes)
     prediction = predict(slices)
@@ -75,7 +75,7 @@ def _build(config: RunConfig) -> Plan:
         prediction,
         largest_batch(slices, room.nbytes),
         longest_row(slices, room.nbytes),
-        savings(slices, worst_rows(slices), folder, room.nbytes),
+        savings(slices, folder, room.nbytes),
         None if fits else find_remedy(config, rows, folder, room.nbytes),
     )
 
@@ -109,9 +109,11 @@ def _print(plan: Plan) -> None:
     for phase in prediction.phases:
         console.print(f"  {format_bytes(phase.total):>9}  {phase.name}{'  ← the most' if phase is worst else ''}")
     console.print(_savings_table(plan.savings))
-    rows = "rows" if prediction.rows > 1 else "row"
+    size = plan.config.train.batch_rows
     console.print(f"\nlargest batch_size that fits:  {_most(plan.batch, 'rows')}")
-    console.print(f"longest row that fits, {prediction.rows} {rows} at once:  {_most(plan.length, 'tokens')}")
+    console.print(
+        f"longest row that fits, {size} {'rows' if size > 1 else 'row'} at once:  {_most(plan.length, 'tokens')}"
+    )
     verdict = (
         f"{format_bytes(worst.total)} needed, {format_bytes(plan.room.nbytes)} there ({plan.room.source}): "
         f"{'fits' if plan.fits else 'does not fit'}"

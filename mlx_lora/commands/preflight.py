@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_lora.commands.replay import stand_in_rows
+from mlx_lora.commands.replay import replay_prompts, stand_in_rows
 from mlx_lora.config import RunConfig
 from mlx_lora.errors import PredictionError, TrainingError
 from mlx_lora.files import cache_folder
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mlx_lora.memory.bound import Bounds
     from mlx_lora.memory.machine import Room
     from mlx_lora.memory.prediction import Phase
-    from mlx_lora.memory.rows import RunRows
+    from mlx_lora.memory.rows import Asked, RunRows
     from mlx_lora.model.tokenizer import Tokenizer
 
 _UNMEASURED_CACHE = 2**30  # bytes that MLX may keep of freed arrays until the first step has shown what one takes
@@ -26,14 +26,40 @@ _UNMEASURED_CACHE = 2**30  # bytes that MLX may keep of freed arrays until the f
 def run_rows(
     config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", built: "Mapping[str, ExampleSet]"
 ) -> "RunRows":
-    """The rows of the run; where the base will answer replay prompts, rows as long as the longest answers."""
+    """The rows of the run and the questions that its model answers.
+
+    Where the base will answer replay prompts, there are rows as long as the longest answers. Raises: DataError.
+    """
     from mlx_lora.memory.fitting import changed
-    from mlx_lora.memory.rows import RunRows
+    from mlx_lora.memory.prediction import REPLAY
+    from mlx_lora.memory.rows import Asked, RunRows
+    from mlx_lora.training.replay import MOST_TOKENS
 
     taught = built["train"].examples
     counted = changed(config, batch_size=1) if config.train.batch_size == "auto" else config
-    replayed = stand_in_rows(counted, tokenizer, splits, taught) if taught else []
-    return RunRows([*taught, *replayed], built["valid"].examples)
+    prompts = replay_prompts(counted, tokenizer, splits, len(taught)) if taught else []
+    asked = [Asked(REPLAY, prompts, MOST_TOKENS)] if prompts else []
+    rows = [*taught, *stand_in_rows(config, prompts, taught)]
+    return RunRows(rows, built["valid"].examples, [*asked, *_retention_questions(config, tokenizer)])
+
+
+def _retention_questions(config: RunConfig, tokenizer: "Tokenizer") -> "list[Asked]":
+    """What is asked at the end of the run. Raises: DataError."""
+    from mlx_lora.commands.retention import read_retention
+    from mlx_lora.evaluation.questions import build_questions
+    from mlx_lora.evaluation.retention import MAX_TOKENS
+    from mlx_lora.memory.prediction import RETENTION
+    from mlx_lora.memory.rows import Asked
+
+    source = read_retention(config, tokenizer)
+    if source is None:
+        return []
+    questions = build_questions(source.records, tokenizer, config.data)
+    choices = [choice for question in questions for choice in question.choices]
+    if choices:
+        return [Asked(RETENTION, [one.before for one in choices], 0, [one.tokens for one in choices])]
+    references = [question.reference.tokens for question in questions]
+    return [Asked(RETENTION, [question.prompt for question in questions], MAX_TOKENS, references)]
 
 
 def resolve_auto(config: RunConfig, rows: "RunRows", *, earlier: Path | None = None) -> RunConfig:
@@ -66,7 +92,7 @@ def fit_run(config: RunConfig, rows: "RunRows") -> str:
     from mlx_lora.memory.prediction import Slices, predict
 
     room = find_room(config.train.memory_limit_gb)
-    bounds = find_bounds(config, rows.train)
+    bounds = find_bounds(config, rows)
     require_weights_fit(config, bounds, room)
     peak, working = bounds.most, min(bounds.working, _UNMEASURED_CACHE)
     needed = f"less than {format_bytes(peak)} needed"

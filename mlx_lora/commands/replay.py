@@ -28,7 +28,7 @@ def build_replay(
     from mlx_lora.training.replay import answer_prompts
 
     count = replay_rows(len(taught), config.data.replay)
-    prompts = _prompts(config, tokenizer, splits, len(taught), ranks)
+    prompts = replay_prompts(config, tokenizer, splits, len(taught), ranks)
     if not count:
         return []
     name = f"{base.identity.config_sha256} {base.identity.weights_sha256} {base.compute}"
@@ -52,9 +52,7 @@ def build_replay(
     return rows
 
 
-def stand_in_rows(
-    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", taught: "Sequence[Example]", ranks: int = 1
-) -> "list[Example]":
+def stand_in_rows(config: RunConfig, prompts: Sequence[list[int]], taught: "Sequence[Example]") -> "list[Example]":
     """Rows as long as the longest that build_replay can return, with nothing in their answers. Raises: DataError."""
     import numpy as np
 
@@ -62,7 +60,6 @@ def stand_in_rows(
     from mlx_lora.dataset.replay import BaseAnswer, build_replay_examples
     from mlx_lora.training.replay import LIKELIEST, MOST_TOKENS
 
-    prompts = _prompts(config, tokenizer, splits, len(taught), ranks)
     nothing = Expected(
         np.zeros((MOST_TOKENS, LIKELIEST), np.int32), np.full((MOST_TOKENS, LIKELIEST), 0.5 / LIKELIEST, np.float32)
     )
@@ -70,8 +67,8 @@ def stand_in_rows(
     return build_replay_examples(prompts, [answer] * len(prompts), taught, config.data) if prompts else []
 
 
-def _prompts(
-    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", taught: int, ranks: int
+def replay_prompts(
+    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", taught: int, ranks: int = 1
 ) -> list[list[int]]:
     """The prompts that the base answers, none without data.replay."""
     from mlx_lora.dataset.examples import record_prompt

@@ -1,7 +1,6 @@
 """More than a run can possibly need, from shapes alone, in milliseconds: where even that fits, nothing is measured."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -9,9 +8,12 @@ import mlx.nn as nn
 
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.batches import padded_length
-from mlx_lora.dataset.examples import Example
 from mlx_lora.lora.inject import iter_layers
+from mlx_lora.memory.asking import COLUMNS, ROWS
+from mlx_lora.memory.rows import Asked, RunRows
+from mlx_lora.model.batching import PREFILL_TOKENS, row_limit
 from mlx_lora.model.compute import computed_bytes
+from mlx_lora.model.likelihood import LOGIT_POSITIONS
 from mlx_lora.model.outline import outline_base
 from mlx_lora.training.frozen import POSITIONS_AT_ONCE, ROWS_AT_ONCE
 
@@ -31,21 +33,32 @@ class Bounds:
     working: int  # the part of `most` that comes and goes with a step
 
 
-def find_bounds(config: RunConfig, examples: Sequence[Example]) -> Bounds:
+def find_bounds(config: RunConfig, run: RunRows) -> Bounds:
     """What the run of `config` on these rows needs at least and at most. Raises: ModelError."""
     model, _ = outline_base(config.model, revision=config.revision)
     matrices = [module for module in model.modules() if _has_matrix(module)]
     widths = sum(_inputs_and_outputs(module) for module in matrices)
     vocabulary, width = max((module.weight.shape[-2], module.weight.shape[-1]) for module in matrices)
-    heads = len(iter_layers(model)) * width / _LEAST_HEAD  # of all layers
-    length = padded_length(max(len(example.tokens) for example in examples))
+    depth = len(iter_layers(model))
+    heads = depth * width / _LEAST_HEAD  # of all layers
+    length = padded_length(max(len(example.tokens) for example in run.train))
     rows = config.train.batch_rows
     if config.lora.layers != "all":  # the lower layers may run once, for many rows together
         rows = max(rows, ROWS_AT_ONCE, POSITIONS_AT_ONCE // length)
     numbers = rows * length * (widths + vocabulary + length * heads) + config.lora.rank * widths
-    working = int(4 * _COPIES * numbers)
+    # Keys and values, and a copy of them, are less than all that goes into and out of matrices. Prompts go through
+    # in portions, a layer at a time; logits are of few positions.
+    portion = PREFILL_TOKENS * widths / depth + LOGIT_POSITIONS * vocabulary
+    asking = max((_answered(one) * widths + _COPIES * portion for one in run.asked), default=0)
+    working = int(4 * max(_COPIES * numbers, asking))
     stored, plain = computed_bytes(model, "quantized"), computed_bytes(model, "float32")
     return Bounds(computed_bytes(model, config.compute), stored + plain + working, working)
+
+
+def _answered(asked: Asked) -> int:
+    """Tokens whose keys and values are there together, at most."""
+    longest = max(map(len, asked.prompts)) + max([asked.max_tokens, *map(len, asked.references or ())])
+    return row_limit(ROWS, longest) * (longest + COLUMNS)
 
 
 def _has_matrix(module: nn.Module) -> bool:

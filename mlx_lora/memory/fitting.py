@@ -11,13 +11,15 @@ from mlx_lora.config import ENGINE_PARTS, RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.lora.inject import iter_layers
 from mlx_lora.memory.bound import find_bounds
-from mlx_lora.memory.prediction import Slices, predict
+from mlx_lora.memory.prediction import REPLAY, Slices, predict
 from mlx_lora.memory.rows import RunRows, longer
 from mlx_lora.model.outline import outline_base
 
 LARGEST_AUTO = 32  # rows; a larger batch mostly makes fewer updates of the same quality
 LEAST_BATCHES = 16  # an epoch keeps so many batches, whatever fits
-_POSITIONS = 4096  # at most so many are measured to see how memory grows with length
+_POSITIONS = 1024  # at most so many, in
+_FEW = 2  # rows, are measured to see how memory grows with length
+_BENT = 0.25  # of what the longest take: a smaller share that grows with the square of the length is not believed
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def resolve_batch_size(config: RunConfig, rows: RunRows, folder: Path, room: int
 
 
 def _fits(config: RunConfig, rows: RunRows, folder: Path, room: int) -> bool:
-    bounds = find_bounds(config, rows.train)
+    bounds = find_bounds(config, rows)
     return bounds.least <= room and (bounds.most <= room or peak_bytes(config, rows, folder, room) <= room)
 
 
@@ -73,7 +75,7 @@ def peak_bytes(config: RunConfig, rows: RunRows, folder: Path, room: int) -> int
 
 
 def largest_batch(slices: Slices, room: int) -> Limit:
-    """The most rows in a micro-batch, all of them as long as the longest of the run."""
+    """The most taught rows in a micro-batch, all of them as long as the longest."""
     size = slices.config.train.batch_rows
     one, two = (slices.step(_longest(slices.rows.train, rows)).total for rows in (size, 2 * size))
     how = f"line through {size} and {2 * size} of the longest rows"
@@ -83,23 +85,29 @@ def largest_batch(slices: Slices, room: int) -> Limit:
 
 
 def longest_row(slices: Slices, room: int) -> Limit:
-    """The most tokens in a row, `batch_size` of them side by side."""
+    """The most tokens in a taught row, `batch_size` of them side by side."""
     size = slices.config.train.batch_rows
-    rows = _longest(slices.rows.train, size)
-    longest = max(32, _POSITIONS // size)
+    few, longest = min(_FEW, size), max(32, _POSITIONS // min(_FEW, size))
     lengths = [longest // 4, longest // 2, longest]
-    totals = [slices.step([longer(row, length) for row in rows]).total for length in lengths]
-    how = f"parabola through {size} rows of {lengths[0]}, {lengths[1]} and {lengths[2]} tokens"
-    bent, slope, start = np.polyfit(lengths, [float(total - room) for total in totals], 2)
-    if bent <= 0:  # too short to bend
-        bent, (slope, start) = 0.0, np.polyfit(lengths, [float(total - room) for total in totals], 1)
+    totals = []
+    for length in lengths:
+        rows = [longer(row, length) for row in _longest(slices.rows.train, size)]
+        phase = slices.step(rows[:few])
+        # Memory grows with the positions, of which rows that share a prefix have fewer.
+        times = slices.counting.positions(rows)[0] / slices.counting.positions(rows[:few])[0]
+        totals.append(phase.total + (times - 1) * phase.working)
+    how = f"curve through {few} rows of {lengths[0]}, {lengths[1]} and {lengths[2]} tokens"
+    bent, slope, start = np.polyfit(lengths, [total - room for total in totals], 2)
+    if bent * longest < _BENT * (bent * longest + slope):  # no more than measurements differ by
+        bent, (slope, start) = 0.0, np.polyfit(lengths, [total - room for total in totals], 1)
     if start + slope >= 0 or slope <= 0:
         return Limit(0 if totals[0] > room else longest, how)
     return Limit(int(max(np.roots([bent, slope, start] if bent else [slope, start]).real)), how)
 
 
-def savings(slices: Slices, batch: Sequence[Example], folder: Path, room: int) -> list[Saving]:
+def savings(slices: Slices, folder: Path, room: int) -> list[Saving]:
     """What each part of the engine that is on saves of a training step, and gradient checkpointing where it is off."""
+    batch, step = slices.worst_step
     config, engine = slices.config, slices.thin.session.stepper.engine
     on = {
         "supervised_positions": engine.supervised_positions,
@@ -108,7 +116,7 @@ def savings(slices: Slices, batch: Sequence[Example], folder: Path, room: int) -
         "compiled_step": slices.thin.session.stepper.compiled,
     }
     active = [part for part in ENGINE_PARTS if on[part]]
-    now = slices.step(batch).total
+    now = step.total
 
     def other(**train: Any) -> int:
         return Slices(changed(config, **train), slices.rows, folder, room).step(batch).total
@@ -121,15 +129,40 @@ def savings(slices: Slices, batch: Sequence[Example], folder: Path, room: int) -
 
 def find_remedy(config: RunConfig, rows: RunRows, folder: Path, room: int) -> Remedy | None:
     """The first of a list of gentler runs that fits; None where none does."""
+    config, rows, given, asking = _without_questions(config, rows, folder, room)
+    if given and (peak := peak_bytes(config, rows, folder, room)) <= room:
+        return Remedy(tuple(given), max(peak, asking))
     for settings, gentler in _gentler(config, rows):
         kept = gentler.data.max_seq_length
-        left = RunRows(*([row for row in part if len(row.tokens) <= kept] for part in (rows.train, rows.valid)))
+        train, valid = ([row for row in part if len(row.tokens) <= kept] for part in (rows.train, rows.valid))
+        left = RunRows(train, valid)
         if not left.train:
             return None
         peak = peak_bytes(gentler, left, folder, room)
         if peak <= room:
-            return Remedy(tuple(settings), peak)
+            return Remedy((*given, *settings), max(peak, asking))
     return None
+
+
+def _without_questions(
+    config: RunConfig, rows: RunRows, folder: Path, room: int
+) -> tuple[RunConfig, RunRows, list[str], int]:
+    """The run without those of its questions that do not fit, settings that say so, and what the others take.
+
+    No setting of a step makes questions smaller, so those that stay need not be asked of every gentler run.
+    """
+    if not rows.asked:
+        return config, rows, [], 0
+    slices = Slices(config, rows, folder, room)
+    taken = {asked.setting: slices.asking(asked).total for asked in rows.asked}
+    too_large = [setting for setting, nbytes in taken.items() if nbytes > room]
+    for setting in too_large:
+        section, name = setting.split(".")
+        part = getattr(config, section).model_copy(update={name: None})
+        config = config.model_copy(update={section: part})
+    taught = [row for row in rows.train if row.expected is None] if REPLAY in too_large else rows.train
+    others = max((nbytes for nbytes in taken.values() if nbytes <= room), default=0)
+    return config, RunRows(taught, rows.valid), [f"{setting}=null" for setting in too_large], others
 
 
 def _gentler(config: RunConfig, rows: RunRows) -> Iterator[tuple[list[str], RunConfig]]:
@@ -158,6 +191,7 @@ def _gentler(config: RunConfig, rows: RunRows) -> Iterator[tuple[list[str], RunC
 
 
 def _longest(examples: Sequence[Example], count: int) -> list[Example]:
-    """So many of the longest rows, over again where there are fewer."""
-    order = sorted(examples, key=lambda row: len(row.tokens), reverse=True)
+    """So many of the longest taught rows, over again where there are fewer."""
+    taught = [row for row in examples if row.expected is None]
+    order = sorted(taught, key=lambda row: len(row.tokens), reverse=True)
     return [order[place % len(order)] for place in range(count)]

@@ -7,18 +7,24 @@ the whole model's follows. Knows nothing of limits or screens.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
+
+import numpy as np
 
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import PredictionError
+from mlx_lora.memory.asking import asking_bytes
 from mlx_lora.memory.probe import Probe, Sizes
-from mlx_lora.memory.rows import RunRows, longer, worst_batch, worst_validation
+from mlx_lora.memory.rows import Asked, Counting, RunRows, longer, worst_batch, worst_validation
+from mlx_lora.training.head import CHUNK_BYTES
 
 FEW, MORE = 2, 4  # layers of each kind in the thinner slice, and how many more of one kind the other has
 MARGIN = 1.03  # on what is measured: from run to run, what MLX has under way differs by about as much
+ASKING_MARGIN = 1.1  # on answering: of tiny models of twelve families, what MLX has under way differs by that much
 STEP = "a training step"
+REPLAY, RETENTION = "data.replay", "train.retention"  # settings with which the model answers, before and after training
 _AT_ONCE = 2048  # positions that may be measured without measuring fewer first
 
 
@@ -88,19 +94,59 @@ class Slices:
         """What `measure` finds on the slices, extended to the whole model."""
         return self._extended(self._measured(measure))
 
+    @property
+    def counting(self) -> Counting:
+        """How the engine goes through the rows."""
+        engine = self.thin.session.stepper.engine
+        chunks = 2 * CHUNK_BYTES if engine.supervised_positions else 0  # one, and what is left of the one before
+        return Counting(engine.shared_prefix, chunks // (4 * max(1, engine.vocabulary)))
+
+    @cached_property
+    def worst_step(self) -> tuple[list[Example], Phase]:
+        """The rows of the micro-batch that needs the most, and an update on them.
+
+        That is the one with the most positions, the one with the most trained ones (their logits are large where the
+        vocabulary is), or one between: what these two take tells how much each kind of position weighs.
+        """
+        counting, schedule = self.counting, self.thin.session.schedule
+        found: dict[tuple[int, int], tuple[list[Example], Phase]] = {}
+
+        def attempt(*weights: float) -> None:
+            batch = worst_batch(self.rows.train, schedule, counting, weights)
+            if counting.positions(batch) not in found:
+                found[counting.positions(batch)] = batch, self.step(batch)
+
+        attempt(1.0, 0.0)
+        attempt(0.0, 1.0)
+        if len(found) > 1:
+            taken = [phase.working for _, phase in found.values()]
+            attempt(*np.maximum(np.linalg.solve(np.array(list(found), float), taken), 0.0))
+        return max(found.values(), key=lambda one: one[1].total)
+
     def step(self, batch: Sequence[Example]) -> Phase:
         """An update on micro-batches of these rows."""
         copies = min(2, self.config.train.gradient_accumulation_steps)  # one after the other: more take no more
         static = self.static(optimizer=True, frozen_gone=True)
+        # Replay rows come last in a step: the taught rows' gradients, as large as the adapter, wait for theirs.
+        waiting = static.adapter if batch[0].expected is not None else 0
         working = 0
         for part, growth in _ladder(batch):
             found = self._measured(partial(Probe.step, batch=part, copies=copies))
             working = self._extended(found)
             if growth > 1 and max(found) * growth > self._room:  # the next part may not fit here, even on a slice
                 how = f"estimated: {len(part)} rows were measured, and more would not fit"
-                return self.phase(STEP, static, working * growth, how)
+                return self.phase(STEP, static, working * growth + waiting, how)
         # On a slice the update may be hidden below the head's share, which does not grow with the layers.
-        return self.phase(STEP, static, max(working, self.whole(Probe.update)))
+        return self.phase(STEP, static, max(working, self.whole(Probe.update)) + waiting)
+
+    def asking(self, asked: Asked) -> Phase:
+        """Answering prompts, before any other phase is measured: later ones take layers away."""
+        with _telling():
+            working = asking_bytes(self.thin, asked, self.depths)
+        layers = sum(self.thin.slice.counts)
+        how = f"keys and values computed from shapes, the rest measured here on {layers} layers"
+        static = self.static(optimizer=asked.setting == RETENTION)
+        return self.phase(f"answering for {asked.setting}", static, int(ASKING_MARGIN * working), how)
 
     def _measured(self, measure: Callable[[Probe], int]) -> list[int]:
         with _telling():
@@ -138,6 +184,8 @@ def predict(slices: Slices) -> Prediction:
     config, thin = slices.config, slices.thin
     before, between = slices.static(optimizer=False), slices.static(optimizer=True, frozen_gone=True)
     phases = [slices.phase("loading the base", before, slices.whole(lambda probe: probe.loading.nbytes))]
+    asking = [slices.asking(asked) for asked in slices.rows.asked]
+    phases += [phase for phase in asking if not phase.optimizer]  # before training
     if config.train.engine != "plain":
         phases.append(slices.phase("comparing the engine with the plain forward", before, slices.whole(Probe.check)))
     if thin.frozen is not None:
@@ -147,11 +195,12 @@ def predict(slices: Slices) -> Prediction:
         phases.append(
             slices.phase("running the frozen layers", before, slices.whole(partial(Probe.freezing, examples=longest)))
         )
-    batch = worst_rows(slices)
-    phases.append(slices.step(batch))
+    batch, step = slices.worst_step
+    phases.append(step)
     if slices.rows.valid:
         held_out = worst_validation(slices.rows.valid, config.train.batch_rows)
         phases.append(slices.phase("a validation", between, slices.whole(partial(Probe.validation, batch=held_out))))
+    phases += [phase for phase in asking if phase.optimizer]
     tokens = max(len(row.tokens) for row in batch)
     return Prediction(tuple(phases), len(batch), tokens, thin.slice.compute, thin.slice.source)
 
@@ -166,12 +215,6 @@ def _telling() -> Iterator[None]:
             f"memory cannot be predicted: a slice of this model does not run ({type(error).__name__}: {error})",
             "start with a small train.batch_size, and read the peak memory that training shows",
         ) from error
-
-
-def worst_rows(slices: Slices) -> list[Example]:
-    """The rows of the micro-batch that needs the most."""
-    session = slices.thin.session
-    return worst_batch(slices.rows.train, session.schedule, shared_prefix=session.stepper.engine.shared_prefix)
 
 
 def _ladder(batch: Sequence[Example]) -> list[tuple[list[Example], int]]:

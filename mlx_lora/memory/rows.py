@@ -14,25 +14,69 @@ EPOCHS = 2  # rows change company from epoch to epoch; the worst batch of two st
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Prompts that the run's model answers, many at a time, because of a `setting`.
+
+    `references`: continuations whose likelihood is wanted too, one a prompt; with `max_tokens` 0 nothing else is.
+    """
+
+    setting: str
+    prompts: Sequence[Sequence[int]]
+    max_tokens: int  # of an answer
+    references: Sequence[Sequence[int]] | None = None
+
+    def longest(self, count: int) -> "Asked":
+        """Only so many of the longest prompts."""
+        order = sorted(range(len(self.prompts)), key=lambda place: len(self.prompts[place]))[-count:]
+        references = None if self.references is None else [self.references[place] for place in order]
+        return replace(self, prompts=[self.prompts[place] for place in order], references=references)
+
+
+@dataclass(frozen=True)
 class RunRows:
-    """The rows of a run: `train` as the session takes them (replay rows last), `valid` may be empty."""
+    """The rows of a run: `train` as the session takes them (replay rows last), `valid` may be empty, and questions."""
 
     train: Sequence[Example]
     valid: Sequence[Example]
+    asked: Sequence[Asked] = ()
 
 
-def worst_batch(examples: Sequence[Example], schedule: Schedule, *, shared_prefix: bool) -> list[Example]:
-    """The rows of the batch with the most positions; of equals, that with the most trained ones."""
+@dataclass(frozen=True)
+class Counting:
+    """How the engine goes through a batch."""
+
+    shared_prefix: bool
+    most: int  # trained positions whose logits are there at once; 0 where trained ones are like the others
+
+    def positions(self, rows: Sequence[Example]) -> tuple[int, int]:
+        """Positions that go through the layers, and those whose logits are there at once."""
+        batch = collate(rows, range(len(rows)))
+        prefix, width = prefix_cut(batch) if self.shared_prefix else (0, batch.inputs.shape[1])
+        return (len(rows) - (-prefix // width)) * width, min(batch.targets_count, self.most)
+
+
+def worst_batch(
+    examples: Sequence[Example], schedule: Schedule, counting: Counting, weights: Sequence[float] = (1.0, 0.0)
+) -> list[Example]:
+    """The rows of the batch for which the weighted sum of its two numbers of positions is the largest.
+
+    Of equals it is the one with the most positions, then with the most trained ones.
+    """
     lengths = np.array([len(example.tokens) for example in examples])
+    targets = np.array([np.count_nonzero(example.loss_mask[1:]) for example in examples])
     epochs = min(EPOCHS, -(-schedule.total_steps // schedule.steps_per_epoch))
     steps = range(1, 1 + epochs * schedule.steps_per_epoch)
-    batches = sorted(
-        {rows for step in steps for rows in schedule.micro_batches(step)},
-        key=lambda rows: len(rows) * lengths[list(rows)].max(),
-        reverse=True,
-    )
-    tried = batches[:200] if shared_prefix else batches[:20]  # shorter ones are not longer for sharing less
-    return [examples[row] for row in max(tried, key=lambda rows: _size(examples, rows, shared_prefix))]
+
+    def weighed(positions: int, logits: int) -> tuple[float, int, int]:
+        return weights[0] * positions + weights[1] * logits, positions, logits
+
+    def at_most(rows: tuple[int, ...]) -> tuple[float, int, int]:
+        chosen = list(rows)
+        return weighed(len(rows) * int(lengths[chosen].max()), min(int(targets[chosen].sum()), counting.most))
+
+    batches = sorted({rows for step in steps for rows in schedule.micro_batches(step)}, key=at_most, reverse=True)
+    tried = batches[:200] if counting.shared_prefix else batches[:20]  # shorter ones are not longer for sharing less
+    return max(([examples[row] for row in rows] for rows in tried), key=lambda rows: weighed(*counting.positions(rows)))
 
 
 def worst_validation(examples: Sequence[Example], batch_size: int) -> list[Example]:
@@ -51,9 +95,3 @@ def longer(example: Example, tokens: int) -> Example:
         kept = (np.cumsum(example.loss_mask) - 1)[places[mask]]
         expected = replace(expected, tokens=expected.tokens[kept], shares=expected.shares[kept])
     return replace(example, tokens=example.tokens[places], loss_mask=mask, expected=expected)
-
-
-def _size(examples: Sequence[Example], rows: Sequence[int], shared_prefix: bool) -> tuple[int, int]:
-    batch = collate(examples, rows)
-    prefix, width = prefix_cut(batch) if shared_prefix else (0, batch.inputs.shape[1])
-    return (len(rows) - (-prefix // width)) * width, batch.targets_count

@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx_lora.model.batching import Prefix, choose_batching, common_prefix, next_rows, prefill_prefix, row_limit
 from mlx_lora.model.caches import keep_rows
 
-_LOGIT_POSITIONS = 512  # rows × tokens whose logits are in memory at once
+LOGIT_POSITIONS = 512  # rows × tokens whose logits are in memory at once
 
 
 def answer_nats(
@@ -74,7 +74,7 @@ def continued_nats(
     inputs = [[first, *target[:-1]] for first, target in zip(last, targets, strict=True)]
     lengths = mx.array([len(rest) for rest in continuations])[:, None]
     totals = mx.zeros((len(last),))
-    portion = max(1, _LOGIT_POSITIONS // len(last))
+    portion = max(1, LOGIT_POSITIONS // len(last))
     for start in range(0, width, portion):
         part = slice(start, start + portion)
         logits = model(mx.array([row[part] for row in inputs]), cache=caches).astype(mx.float32)  # (B, portion, V)

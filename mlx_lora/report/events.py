@@ -1,19 +1,23 @@
 """metrics.jsonl back to what happened: start, steps, validations and the rest. Knows nothing of pages.
 
 Lenient where a run was: a torn last line, figures that are not finite and events of other versions are read around
-and counted, so that a page can say so.
+and counted, so that a page can say so. Facts of the start event that have other types are refused (startevent.py).
 """
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlx_lora.files import named_errors
+from mlx_lora.report.startevent import require_start_event
 
 Event = Mapping[str, Any]
+_OF_A_STEP = ("step", "validation")
+_STEPS = 2**53  # fewer than these: beyond, JSON's numbers are no longer exact
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,22 @@ class Events:
 
 
 def read_events(path: Path) -> Events:
-    """The events in a metrics.jsonl; none where there is no such file. Raises: MlxLoraError when it cannot be read."""
+    """The events in a metrics.jsonl; none where there is no such file.
+
+    Raises: MlxLoraError when it cannot be read, or its start event is none.
+    """
     if not path.exists():
         return Events()
     with named_errors(path):
         text = path.read_text(encoding="utf-8", errors="replace")
     lines = text.split("\n")
-    whole, faulty = [], []
+    whole: list[Event] = []
+    faulty: list[int] = []
     for number, line in enumerate(lines, start=1):
         event = _event(line)
         if event is not None:
+            if event["event"] == "start" and not any(one["event"] == "start" for one in whole):
+                require_start_event(event, f"{path}:{number}")
             whole.append(event)
         elif line.strip():
             faulty.append(number)
@@ -69,11 +79,15 @@ def read_events(path: Path) -> Events:
 
 
 def number(event: Event, name: str) -> float:
-    """A figure of an event; NaN where it is missing or no number."""
+    """A figure of an event; NaN where it is missing or no number that a float can hold whole."""
     value = event.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        return math.nan
+    return math.nan if 0 < abs(found) < sys.float_info.min else found
 
 
 def _event(line: str) -> Event | None:
@@ -81,9 +95,15 @@ def _event(line: str) -> Event | None:
         value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) and isinstance(value.get("event"), str) else None
+    if not isinstance(value, dict) or not isinstance(value.get("event"), str):
+        return None
+    return value if value["event"] not in _OF_A_STEP or _is_step(value.get("step")) else None
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _STEPS
 
 
 def _one_a_step(events: list[Event], kind: str) -> tuple[Event, ...]:
-    found = {event["step"]: event for event in events if event["event"] == kind and type(event.get("step")) is int}
+    found = {event["step"]: event for event in events if event["event"] == kind}
     return tuple(found[step] for step in sorted(found))

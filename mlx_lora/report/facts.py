@@ -1,5 +1,6 @@
 """What a page says beside curves and answers: numbers, base, data, engine, machine, notes. Knows nothing of HTML."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,7 +44,7 @@ def tiles(run: Run) -> Pairs:
     planned = f" of {run.total_steps:,}" if run.total_steps and run.total_steps != run.events.last_step else ""
     found.append(("steps", f"{run.events.last_step:,}{planned}"))
     seconds = sum(number(step, "seconds") for step in steps)
-    if steps and seconds == seconds:
+    if steps and math.isfinite(seconds):
         clock = format_seconds(seconds)
         found.append(("time in steps", f"{clock} {'h' if clock.count(':') == 2 else 'min'}"))
         found.append(
@@ -52,7 +53,7 @@ def tiles(run: Run) -> Pairs:
     if run.best_validation is not None:
         found.append(("best validation loss", f"{number(run.best_validation, 'loss'):.4f}"))
     peaks = [number(step, "peak_bytes") for step in steps]
-    if peaks and max(peaks) == max(peaks):
+    if peaks and math.isfinite(max(peaks)):
         found.append(("peak memory of MLX", format_bytes(max(peaks))))
     if run.adapter_bytes:
         found.append(("adapter file", format_bytes(run.adapter_bytes)))

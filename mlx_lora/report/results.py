@@ -62,8 +62,8 @@ def read_retention(events: Sequence[Mapping[str, Any]]) -> Retention | None:
             return Retention(
                 str(event["data"]), metric, base, adapter, *counts, float(event["p"]), bool(event["forgot"])
             )
-        except (LookupError, TypeError, ValueError):
-            continue  # of another version
+        except (LookupError, TypeError, ValueError, ArithmeticError):
+            continue  # of another version, or edited
     return None
 
 

@@ -1,6 +1,7 @@
 """Predicted memory against measured: whole tiny models of twelve layers beside what slices of them told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from mlx_lora.commands import preflight
 from mlx_lora.commands.train import run_train
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
-from mlx_lora.memory import fitting, prediction, probe
+from mlx_lora.memory import asking, fitting, prediction, probe
 from mlx_lora.memory.bound import Bounds, find_bounds
-from mlx_lora.memory.prediction import STEP, Slices, predict
-from mlx_lora.memory.rows import RunRows, longer, worst_batch
+from mlx_lora.memory.prediction import RETENTION, STEP, Slices, predict
+from mlx_lora.memory.rows import Asked, Counting, RunRows, longer, worst_batch
 from mlx_lora.memory.thin import cut_slice
+from mlx_lora.model.generate import iter_answers, iter_nats
+from mlx_lora.model.load import load_base
 from mlx_lora.training.loop import Schedule
-from tests.tiny import save_tiny_folder
+from tests.tiny import FAMILIES, save_tiny_folder
 
 assert mlx_lora
 PLENTY = 2**40
@@ -31,8 +34,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for family in ("llama", "gemma3", "mixtral"):
         save_tiny_folder(folder / family, family, layers=12)
     save_tiny_folder(folder / "small", layers=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FAMILIES["llama"], "vocab_size", 8192)
+        save_tiny_folder(folder / "many words", layers=12)
     rows = [{"question": f"{n} " + "word " * (5 + n % 20), "answer": "yes " * (1 + n % 5)} for n in range(24)]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    long_and_short = [{"question": f"{n} " + "word " * 30, "answer": "y"} for n in range(8)]
+    long_and_short += [{"question": f"{n}?", "answer": "yes " * 15} for n in range(8)]
+    for name, lines in (("train", rows), ("long questions or answers", long_and_short)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -40,7 +50,8 @@ def run_config(folder: Path, family: str = "llama", **sections: dict[str, Any]) 
     # Not compiled: on a CPU every new kernel waits for a C++ compiler.
     parts = ["supervised_positions", "shared_prefix", "frozen_layers"]
     train = {"epochs": 1, "batch_size": 4, "retention": None, "engine": parts, **sections.pop("train", {})}
-    data = {"train": str(folder / "train.jsonl"), "valid_share": 0.0, **sections.pop("data", {})}
+    data = {"train": "train.jsonl", "valid_share": 0.0, **sections.pop("data", {})}
+    data["train"] = str(folder / data["train"])
     return RunConfig.model_validate(
         {"model": str(folder / family), "data": data, "train": train, "output_dir": str(folder / "out"), **sections}
     )
@@ -75,8 +86,9 @@ def measured_step_peak(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> in
         ("llama", {"train": {"engine": "plain"}}),
         ("gemma3", {"train": {"gradient_checkpointing": True}}),
         ("mixtral", {"train": {"gradient_accumulation_steps": 3}, "lora": {"rank": 8, "layers": 6}}),
+        ("many words", {"data": {"train": "long questions or answers.jsonl"}}),
     ],
-    ids=["all parts", "plain", "checkpointing", "frozen experts"],
+    ids=["all parts", "plain", "checkpointing", "frozen experts", "most trained positions"],
 )
 def test_a_step_is_predicted_to_fifteen_percent_and_hardly_ever_too_low(
     folder: Path, family: str, sections: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -84,7 +96,7 @@ def test_a_step_is_predicted_to_fifteen_percent_and_hardly_ever_too_low(
     config = run_config(folder, family, **sections)
     rows = run_rows(config)
     predicted = predict(Slices(config, rows, folder, PLENTY))
-    assert find_bounds(config, rows.train).most > 2 * predicted.worst.total
+    assert find_bounds(config, rows).most > 2 * predicted.worst.total
     assert predicted.step.optimizer == 2 * predicted.step.adapter  # AdamW: two moments
     ratio = predicted.step.total / measured_step_peak(config, monkeypatch)
     assert 0.95 < ratio < 1.15
@@ -142,6 +154,37 @@ def test_the_remedy_fits_and_keeps_the_rows_of_an_update_where_that_is_enough(fo
     assert remedy.peak_bytes <= room
 
 
+@pytest.mark.parametrize("max_tokens", [4, 70, 0])
+def test_answering_is_predicted_from_few_layers(folder: Path, max_tokens: int) -> None:
+    config = run_config(folder, lora={"layers": 6})
+    draw = np.random.default_rng(0)
+    prompts = [draw.integers(5, 250, int(size)).tolist() for size in draw.integers(90, 120, 12)]
+    references = [[7, 8, 9]] * 12
+    asked = Asked(RETENTION, prompts, max_tokens, references)
+    phase = Slices(config, run_rows(config), folder, PLENTY).asking(asked)
+    assert phase.how == "keys and values computed from shapes, the rest measured here on 4 layers"
+    model = load_base(config.model).model
+    with probe.measured() as spent:
+        if max_tokens:
+            list(iter_answers(model, asking.Mute(), prompts, max_tokens=max_tokens, references=references))
+        else:
+            list(iter_nats(model, prompts, references))
+    ratio = phase.working / spent.nbytes
+    assert 0.95 < ratio < 1.25
+
+
+def test_questions_that_take_more_than_the_steps_are_the_first_to_go(folder: Path) -> None:
+    config = run_config(folder, "small", train={"batch_size": 1, "retention": "general-knowledge"})
+    questions = Asked(RETENTION, [[5] * 500] * 32, 32)
+    rows = replace(run_rows(config), asked=[questions])
+    room = int(1.02 * fitting.peak_bytes(config, replace(rows, asked=[]), folder, PLENTY))
+    assert predict(Slices(config, rows, folder, PLENTY)).worst.name == "answering for train.retention"
+    remedy = fitting.find_remedy(config, rows, folder, room)
+    assert remedy is not None
+    assert remedy.settings == ("train.retention=null",)
+    assert remedy.peak_bytes <= room
+
+
 def test_remedies_become_harder_one_after_the_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = run_config(folder, train={"batch_size": 4})
     rows = run_rows(config)
@@ -178,22 +221,35 @@ def test_a_stretched_row_keeps_its_shares(folder: Path) -> None:
     assert longer(row, 5).tokens.tolist() == [0, 2, 4, 6, 8]
 
 
-def test_the_worst_batch_is_the_one_with_the_most_positions() -> None:
-    rows = [
-        Example(np.full(length, length, np.int32), np.arange(length) > 0, "row", None) for length in (9, 50, 12, 40)
-    ]
-    schedule = Schedule((8, 49, 11, 39), 2, 1, 0, 2, 4)
-    assert sorted(len(row.tokens) for row in worst_batch(rows, schedule, shared_prefix=True)) == [40, 50]
+def test_the_worst_batch_follows_from_what_positions_and_trained_ones_weigh() -> None:
+    sizes = [(9, 8), (50, 1), (12, 6), (40, 7)]  # of rows: tokens, trained ones
+    rows = [Example(np.full(size, size, np.int32), np.arange(size) >= size - own, "row", None) for size, own in sizes]
+    schedule = Schedule(tuple(size - 1 for size, _ in sizes), 1, 1, 0, 4, 4)
+
+    def worst(*weights: float, most: int = 100) -> int:
+        (row,) = worst_batch(rows, schedule, Counting(True, most), weights)
+        return len(row.tokens)
+
+    assert worst(1.0, 0.0) == 50
+    assert worst(0.0, 1.0) == 9
+    assert worst(1.0, 4.0) == 40
+    assert worst(0.0, 1.0, most=6) == 40  # no more logits are there at once: of equals the longest
+    assert worst(0.0, 1.0, most=0) == 50
 
 
 def test_phases_come_in_the_order_of_the_run(folder: Path) -> None:
-    config = run_config(folder, "small", lora={"layers": 1}, train={"epochs": 2}, data={"valid_share": 0.2})
+    train = {"epochs": 2, "retention": str(folder / "train.jsonl")}
+    data = {"valid_share": 0.2, "replay": 0.2}
+    config = run_config(folder, "small", lora={"layers": 1}, train=train, data=data)
     phases = predict(Slices(config, run_rows(config), folder, PLENTY)).phases
     assert [phase.name for phase in phases] == [
         "loading the base",
+        "answering for data.replay",
         "comparing the engine with the plain forward",
         "running the frozen layers",
         STEP,
         "a validation",
+        "answering for train.retention",
     ]
-    assert phases[3].weights < phases[2].weights  # the lower layers have left
+    frozen, step, asking = phases[3], phases[4], phases[6]
+    assert step.weights < frozen.weights == asking.weights  # the lower layers leave, and come back

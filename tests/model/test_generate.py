@@ -255,7 +255,7 @@ def test_long_continuations_are_scored_in_portions(monkeypatch: pytest.MonkeyPat
     model = tiny_model()
     prompts, rests = prompts_with(3, count=3, seed=1), prompts_with(0, count=3, seed=2, longest=30)
     whole = [nats for nats, _ in answer_nats(model, prompts, rests)]
-    monkeypatch.setattr("mlx_lora.model.likelihood._LOGIT_POSITIONS", 6)
+    monkeypatch.setattr("mlx_lora.model.likelihood.LOGIT_POSITIONS", 6)
     assert [nats for nats, _ in answer_nats(model, prompts, rests)] == pytest.approx(whole, rel=1e-5)
 
 

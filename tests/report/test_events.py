@@ -1,5 +1,6 @@
 """metrics.jsonl as a run leaves it: whole, torn, resumed, or of another version."""
 
+import copy
 import json
 import math
 
@@ -9,7 +10,9 @@ from hypothesis import strategies as some
 
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.report.events import number, read_events
-from tests.report.run_folders import step, validation, whole_run
+from mlx_lora.report.pages import run_page
+from mlx_lora.report.runs import read_run
+from tests.report.run_folders import step, validation, whole_run, write_run
 
 
 def write(tmp_path, text):
@@ -78,3 +81,35 @@ def test_no_text_stops_the_reader(text, tmp_path_factory):
     path.write_text(text, encoding="utf-8", errors="replace")
     found = read_events(path)
     assert found.steps == ()
+
+
+def places(value, above=()):
+    """The keys that lead to every value of an event."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield (*above, key)
+        yield from places(each, (*above, key))
+
+
+RETENTION = {"event": "retention", "step": 6, "data": "general-knowledge", "metric": "contains", "forgot": False}
+RETENTION |= {"questions": 50, "base": 37, "adapter": 31, "lost": 8, "gained": 2, "p": 0.1}
+EDITED = [*whole_run(), RETENTION]
+PLACES = [(place, path) for place, event in enumerate(EDITED) for path in places(event)]
+OTHERS = [None, 0, 5, -1, 10**400, 1e-320, math.nan, math.inf, True, "text", [], [1], [{}], {}, {"a": {}}]
+
+
+@settings(max_examples=60)
+@given(place=some.sampled_from(PLACES), value=some.sampled_from(OTHERS))
+def test_whatever_an_edited_event_holds_a_page_comes_or_the_line_is_named(place, value, tmp_path_factory):
+    number, (*above, last) = place
+    events = copy.deepcopy(EDITED)
+    part = events[number]
+    for key in above:
+        part = part[key]
+    part[last] = value
+    folder = write_run(tmp_path_factory.mktemp("edited"), events)
+    try:
+        said = run_page(read_run(folder))
+    except MlxLoraError as error:
+        said = error.message
+    assert said.startswith("<!DOCTYPE html>") or f"metrics.jsonl:{number + 1}: " in said
