@@ -21,12 +21,12 @@ from mlx_lora.lora.inject import iter_layers
 from mlx_lora.memory.rows import RunRows
 from mlx_lora.memory.thin import cut_slice, is_trained
 from mlx_lora.training.frozen import (
-    ROWS_AT_ONCE,
     FrozenStore,
     build_store,
     data_set_prefix,
     remove_frozen_layers,
     state_kind,
+    store_batches,
     store_bytes,
 )
 from mlx_lora.training.loop import Schedule, mean_nats, train_steps
@@ -116,13 +116,15 @@ class Probe:
         return spent.nbytes
 
     def freezing(self, examples: Sequence[Example]) -> int:
-        """The lower layers on the longest rows that go through together."""
+        """The lower layers on the rows with the most positions of those that go through together."""
         trunk = self.session.stepper.engine.trunk
         assert trunk is not None
         assert self.frozen is not None
-        longest = sorted(examples, key=lambda example: len(example.tokens))[-ROWS_AT_ONCE:]
+        batches = store_batches(examples, self.frozen)
+        most = max(batches, key=lambda rows: len(rows) * max(len(examples[row].tokens) for row in rows))
+        heaviest = [examples[row] for row in most]
         with tempfile.TemporaryDirectory() as folder, measured() as spent:
-            for _ in build_store(trunk, self.slice.first_layer, longest, self.frozen, Path(folder) / "states"):
+            for _ in build_store(trunk, self.slice.first_layer, heaviest, self.frozen, Path(folder) / "states"):
                 pass
         return spent.nbytes
 

@@ -253,3 +253,16 @@ def test_phases_come_in_the_order_of_the_run(folder: Path) -> None:
     ]
     frozen, step, asking = phases[3], phases[4], phases[6]
     assert step.weights < frozen.weights == asking.weights  # the lower layers leave, and come back
+
+
+def test_short_rows_that_pass_the_frozen_layers_together_are_measured_together(folder: Path) -> None:
+    """Sixteen were measured, whatever their length, where up to 2,048 positions go through at once."""
+    working = []
+    for count in (16, 64):
+        lines = [json.dumps({"question": f"{n + 100} word word word word", "answer": "yes"}) for n in range(count)]
+        (folder / "short.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        train = {"epochs": 2, "engine": ["frozen_layers"]}
+        config = run_config(folder, "small", lora={"layers": 1}, train=train, data={"train": "short.jsonl"})
+        phases = predict(Slices(config, run_rows(config), folder, PLENTY)).phases
+        working += [phase.working for phase in phases if phase.name == "running the frozen layers"]
+    assert working[1] > 2.3 * working[0]  # 2.64; it was 1.79
