@@ -212,9 +212,13 @@ def test_micro_batches_of_a_step_hold_one_micro_batch_at_a_time():
     for steps in (1, 4):
         run = trial()
         train = {"batch_size": 4, "gradient_accumulation_steps": steps}
-        loop = train_steps(stepper(run, engine(run, rows, **train)), rows, schedule_of(rows, **train))
-        mx.eval(run.trainable.arrays())
-        before = mx.get_active_memory()
-        mx.reset_peak_memory()
-        held.append(next(loop).peak_bytes - before)
-    assert held[1] < 1.5 * held[0]  # 1.03 alone, up to 1.33 on a busy machine, where MLX runs further ahead
+        plan = schedule_of(rows, **train, epochs=3)
+        loop = train_steps(stepper(run, engine(run, rows, **train)), rows, plan)
+        taken = []
+        for _ in range(3):
+            mx.eval(run.trainable.arrays())
+            before = mx.get_active_memory()
+            mx.reset_peak_memory()
+            taken.append(next(loop).peak_bytes - before)
+        held.append(min(taken))  # on a busy machine MLX runs further ahead
+    assert held[1] < 1.3 * held[0]
