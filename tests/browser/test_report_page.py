@@ -3,31 +3,16 @@
 Needs Chromium, so it is asked for by name: `pytest -m browser`.
 """
 
-import shutil
-import tempfile
-from pathlib import Path
-
 import pytest
 
 from mlx_lora.report.comparison import comparison_page
 from mlx_lora.report.pages import run_page
 from mlx_lora.report.runs import read_run
-from tests.browser.chromium import chromium
 from tests.report.run_folders import result, write_run
 
 pytestmark = pytest.mark.browser
 NASTY = "</script><script>window.hacked = true</script><img src=x onerror='window.hacked = true'>"
 MANY = ["fixed"] * 20 + ["kept right"] * 5 + ["broken", "kept wrong", "kept wrong"]
-
-
-@pytest.fixture(scope="module")
-def page():
-    folder = tempfile.mkdtemp()
-    try:
-        with chromium(Path(folder)) as page:
-            yield page
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")

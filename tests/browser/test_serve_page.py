@@ -3,31 +3,17 @@
 Needs Chromium, so it is asked for by name: `pytest -m browser`.
 """
 
-import shutil
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from tests.browser.chromium import chromium
 from tests.serving.house import BASE, KINDS, TOKENS, build_house, served
 
 pytestmark = pytest.mark.browser
 KEY = "a-key-of-many-letters"
 CARDS = "[...document.querySelectorAll('article')].map(a => [a.children[0].textContent, a.children[1].textContent])"
 FACTS = "[...document.querySelectorAll('.facts')].map(p => p.textContent)"
-
-
-@pytest.fixture(scope="module")
-def page():
-    folder = tempfile.mkdtemp()
-    try:
-        with chromium(Path(folder)) as page:
-            yield page
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
