@@ -49,7 +49,7 @@ def _sample_run(model: str) -> RunConfig:
     """
     from mlx_lora.model.builtin import BUILTIN_MODELS
 
-    optimizer = OptimizerSettings(learning_rate=3e-3) if model in BUILTIN_MODELS else OptimizerSettings()
+    optimizer = OptimizerSettings(learning_rate=1.5e-3) if model in BUILTIN_MODELS else OptimizerSettings()
     return RunConfig(
         model=model,
         data=DataSettings(
@@ -59,7 +59,7 @@ def _sample_run(model: str) -> RunConfig:
             max_seq_length=256,
             replay=0.25,
         ),
-        train=TrainSettings(epochs=5),
+        train=TrainSettings(epochs=6),
         optimizer=optimizer,
         output_dir="adapters/sample",
     )

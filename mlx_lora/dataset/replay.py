@@ -20,9 +20,6 @@ from mlx_lora.dataset.records import read_records
 from mlx_lora.errors import DataError
 from mlx_lora.files import typed_path
 
-# Of a replay row beside a taught one. The taught rows' gradient fades as they are learned, and that of the replay rows
-# takes over: three times the weight costs no fact, eight times leaves most unlearned (docs/RECIPES.md).
-WEIGHT = 3.0
 BUILTIN_PROMPTS = Path(__file__).parent.parent / "data" / "replay_prompts.txt"
 
 
@@ -73,7 +70,8 @@ def build_replay_examples(
 ) -> list[Example]:
     """The rows of prompts (token ids) and answers, without those that got none or have no room for one.
 
-    A replay row weighs WEIGHT times as much as one of the `taught` rows, on average, however many tokens either has.
+    A replay row weighs as much as one of the `taught` rows, on average, however many tokens either has: data.replay is
+    a share of the loss as well.
 
     Only the answer is trained. One that did not end by itself, or is cut at data.max_seq_length, has no end token: the
     model must not learn to end there. Raises: DataError where no prompt was answered.
@@ -91,7 +89,7 @@ def build_replay_examples(
             f"data.replay: the base answers none of {len(prompts)} prompts within data.max_seq_length",
             "raise data.max_seq_length, or name other prompts with data.replay_prompts",
         )
-    weight = WEIGHT * _mean_trained(taught) / _mean_trained(examples)
+    weight = _mean_trained(taught) / _mean_trained(examples)
     return [replace(example, weight=weight) for example in examples]
 
 

@@ -89,12 +89,12 @@ def test_a_base_that_answers_nothing_is_an_error() -> None:
         rows_of([[5]], [said(END, ended=True)])
 
 
-def test_a_replay_row_weighs_three_times_a_taught_row_however_long_it_is() -> None:
+def test_a_replay_row_weighs_as_much_as_a_taught_row_however_long_it_is() -> None:
     rows = rows_of([[5], [6]], [said(8, 9, 10, 11), said(8, 9)])
     taught = [TAUGHT, Example(np.int32([5, 6, 7, 8]), np.array([False, False, True, True]), "train:2", None)]
-    assert [row.weight for row in rows] == [1.0, 1.0]  # one token taught, three replayed
-    assert [row.weight for row in build_replay_examples([[5]], [said(8, 9, 10)], taught, SETTINGS)] == [1.5]
-    assert collate(rows, [1]).weights[0, :3].tolist() == pytest.approx([1.0, 1.0, 0.0])
+    assert [row.weight for row in rows] == [1 / 3, 1 / 3]  # one trained token taught, three replayed
+    assert [row.weight for row in build_replay_examples([[5]], [said(8, 9, 10)], taught, SETTINGS)] == [0.5]
+    assert collate(rows, [1]).weights[0, :3].tolist() == pytest.approx([1 / 3, 1 / 3, 0.0])
 
 
 def test_batches_hold_the_probabilities_where_their_tokens_are_trained() -> None:

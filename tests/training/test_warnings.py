@@ -66,7 +66,7 @@ def test_a_learning_rate_of_zero_is_named():
     ("rate", "alpha", "rank", "rslora", "where"),
     [
         (1e-3, 32.0, 16, False, None),  # the defaults
-        (3e-3, 16.0, 8, False, None),  # the demo
+        (1.5e-3, 16.0, 8, False, None),  # the demo
         (2e-4, 16.0, 64, False, None),  # QLoRA's
         (1e-5, 160.0, 8, False, None),  # mlx-lm's: scale 20
         (4e-3, 64.0, 32, False, None),
