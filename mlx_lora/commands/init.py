@@ -43,13 +43,7 @@ def run_init(folder: Path, *, model: str, force: bool) -> int:
 
 
 def _sample_run(model: str) -> RunConfig:
-    """The settings of the sample, those of docs/RECIPES.md: minutes on two CPU cores, far less on a Mac's GPU.
-
-    The learning rate was found on the built-in model, of 135 million parameters; others get the usual one.
-    """
-    from mlx_lora.model.builtin import BUILTIN_MODELS
-
-    optimizer = OptimizerSettings(learning_rate=1.5e-3) if model in BUILTIN_MODELS else OptimizerSettings()
+    """The settings of the sample, those of docs/RECIPES.md: minutes on two CPU cores, far less on a Mac's GPU."""
     return RunConfig(
         model=model,
         data=DataSettings(
@@ -60,7 +54,7 @@ def _sample_run(model: str) -> RunConfig:
             replay=0.25,
         ),
         train=TrainSettings(epochs=6),
-        optimizer=optimizer,
+        optimizer=OptimizerSettings(learning_rate=1.5e-3),
         output_dir="adapters/sample",
     )
 
