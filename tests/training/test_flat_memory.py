@@ -29,13 +29,14 @@ def test_a_thousand_steps_of_varying_lengths_keep_memory_flat() -> None:
     inject_lora(model, config.lora, seed=0)
     session = build_session(config, model, rows, [])
     before = mx.set_cache_limit(2**40)
-    gc.collect()  # what other tests left in memory goes now, not between two of the steps below
+    gc.collect()  # what other tests left in memory goes now; what of it goes later can only make the first figure larger
     mx.reset_peak_memory()
     active, peaks = {}, {}
     for report in session.steps():
         if report.step % 100 == 0:
             active[report.step], peaks[report.step] = mx.get_active_memory(), report.peak_bytes
-    assert max(active.values()) - min(active.values()) < 0.02 * active[100]
+    assert max(active.values()) < 1.02 * active[100]
+    assert active[1000] < 1.02 * min(active.values())
     assert peaks[1000] < 1.05 * peaks[100]
     # A cache without a bound of this kind grew to 3.5 GB beside a peak of 1.2 (SmolLM2, rows of many lengths).
     assert mx.set_cache_limit(before) == 32 * 2**20 > peaks[1000]
