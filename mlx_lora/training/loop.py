@@ -5,23 +5,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import mlx.core as mx
-import mlx.optimizers as optimizers
 import numpy as np
 
-from mlx_lora.config import OptimizerSettings, TrainSettings
+from mlx_lora.config import TrainSettings
 from mlx_lora.dataset.batches import Batch, collate, plan_epoch, plan_replay, plan_validation
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.distributed import Group
 from mlx_lora.training.engine import Arrays, Engine
 from mlx_lora.training.frozen import FrozenStore
-from mlx_lora.training.optim import clipped, learning_rate_at
-from mlx_lora.training.trainable import Trainable
-
-Parameters = dict[str, mx.array]
+from mlx_lora.training.optim import learning_rate_at
+from mlx_lora.training.stepper import Parameters, Stepper
 
 
 @dataclass(frozen=True)
@@ -107,63 +103,6 @@ def build_schedule(
     )
 
 
-class Stepper:
-    """One optimizer update as functions of arrays, compiled where the run allows it.
-
-    The parameters live in the model; `parameters` and `optimizer.state` are what a checkpoint holds.
-    """
-
-    def __init__(
-        self, engine: Engine, trainable: Trainable, optimizer: optimizers.Optimizer, settings: OptimizerSettings, *,
-        compiled: bool,
-    ) -> None:  # fmt: skip
-        self.engine, self.trainable, self.optimizer, self.settings = engine, trainable, optimizer, settings
-        self.compiled = compiled
-        optimizer.init(trainable.arrays())
-        random: Any = [mx.random.state]
-        self._gradients = mx.compile(self._nats_and_gradients, random, random) if compiled else self._nats_and_gradients
-        self._update = mx.compile(self._updated) if compiled else self._updated
-
-    def gradients(self, arrays: Arrays) -> tuple[mx.array, Parameters]:
-        """Summed nats of a micro-batch and their gradient for every trained array."""
-        parameters = self.trainable.arrays()
-        nats, gradients = self._gradients(parameters, arrays)
-        self.trainable.assign(parameters)  # tracing leaves placeholders in the model
-        return nats, gradients
-
-    def no_gradients(self) -> tuple[mx.array, Parameters]:
-        """What `gradients` would return for a micro-batch without rows."""
-        return mx.array(0.0), {name: mx.zeros_like(array) for name, array in self.trainable.arrays().items()}
-
-    def update(self, gradients: Parameters, weight: float, learning_rate: float) -> mx.array:
-        """Apply summed `gradients` divided by the targets' `weight`; return the gradient norm, not yet computed."""
-        state = {name: value for name, value in self.optimizer.state.items() if name != "learning_rate"}
-        parameters, state, norm = self._update(
-            self.trainable.arrays(), state, gradients, mx.array(float(weight)), mx.array(learning_rate)
-        )
-        self.trainable.assign(parameters)
-        self.optimizer.state = state | {"learning_rate": mx.array(learning_rate)}
-        return norm
-
-    def _nats_and_gradients(self, parameters: Parameters, arrays: Arrays) -> tuple[mx.array, Parameters]:
-        def nats(parameters: Parameters) -> mx.array:
-            self.trainable.assign(parameters)
-            return self.engine.nats(arrays)
-
-        value, gradients = mx.value_and_grad(nats)(parameters)
-        return value, gradients
-
-    def _updated(
-        self, parameters: Parameters, state: dict[str, Any], gradients: Parameters, weight: mx.array, rate: mx.array
-    ) -> tuple[Parameters, dict[str, Any], mx.array]:
-        gradients = {name: gradient / weight for name, gradient in gradients.items()}
-        gradients, norm = clipped(gradients, self.settings.max_grad_norm)
-        self.optimizer.state = state | {"learning_rate": rate}
-        parameters = self.optimizer.apply_gradients(gradients, parameters)
-        state = {name: value for name, value in self.optimizer.state.items() if name != "learning_rate"}
-        return parameters, state, norm
-
-
 @dataclass(frozen=True)
 class _Prepared:
     """A step's rows on all ranks, and this rank's micro-batches of them: none where there are fewer rows than ranks."""
@@ -173,19 +112,30 @@ class _Prepared:
     arrays: list[Arrays]
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """What `Stepper.gradients` gave for a step's first micro-batch, not yet computed, and the parameters it saw."""
+
+    parameters: Parameters
+    nats: mx.array
+    gradients: Parameters
+
+
 def train_steps(
     stepper: Stepper, examples: Sequence[Example], schedule: Schedule, *, first_step: int = 1,
     store: FrozenStore | None = None, group: Group | None = None,
 ) -> Iterator[StepReport]:  # fmt: skip
     """Yield a report after every optimizer update from `first_step` on; the model holds that step's parameters.
 
-    The next step's batch is prepared while the device computes this one; there is one synchronization a step, and one
-    more where a `group` of ranks sums its gradients. The report's figures are those of all ranks.
+    The next step's batch is prepared, and its graph laid out, while the device computes this one; there is one
+    synchronization a step, and one more where a `group` of ranks sums its gradients. The report's figures are those of
+    all ranks.
     Raises TrainingError at the first loss or gradient that is not finite, and when a rank is lost, with the parameters
     of the step before.
     """
     group = group or Group()
     prepared = _prepare(stepper.engine, examples, schedule, first_step, store, group)
+    begun = _begin(stepper, prepared, _seed(schedule, group, first_step))
     for step in range(first_step, schedule.total_steps + 1):
         started = time.perf_counter()
         group.place = f"step {step}"
@@ -195,11 +145,12 @@ def train_steps(
         places = float(sum(batch.inputs.size for batch in batches))
         learning_rate = learning_rate_at(step, schedule.total_steps, stepper.settings)
         before = stepper.trainable.arrays()
-        # Dropout depends on step and rank alone: a resumed run draws the same.
-        mx.random.seed((group.rank << 53) + schedule.seed * 1_000_003 + step)
-        nats, gradients = stepper.gradients(arrays[0]) if arrays else stepper.no_gradients()
-        for more in arrays[1:]:
+        if any(begun.parameters[name] is not array for name, array in before.items()):  # changed since the last report
+            begun = _begin(stepper, prepared, _seed(schedule, group, step))
+        nats, gradients = begun.nats, begun.gradients
+        for number, more in enumerate(arrays[1:], start=1):
             mx.async_eval(nats, gradients)  # in one graph MLX goes forward through all of them first, and holds it all
+            mx.random.seed(_seed(schedule, group, step, number))
             more_nats, more_gradients = stepper.gradients(more)
             nats = nats + more_nats
             gradients = {name: gradient + more_gradients[name] for name, gradient in gradients.items()}
@@ -213,6 +164,7 @@ def train_steps(
         mx.async_eval(nats, norm, stepper.trainable.arrays(), stepper.optimizer.state)
         if group.size == 1:
             prepared = _prepare(stepper.engine, examples, schedule, step + 1, store, group)
+        begun = _begin(stepper, prepared, _seed(schedule, group, step + 1))
         loss, gradient_norm = _number(nats) / weight, _number(norm)
         if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
             stepper.trainable.assign(before)
@@ -254,6 +206,18 @@ def _prepare(
     batches = [collate(examples, rows) for rows in shares if rows]
     rows = [row for rows in micro_batches for row in rows]
     return _Prepared(rows, batches, [engine.arrays(batch, store) for batch in batches])
+
+
+def _begin(stepper: Stepper, prepared: _Prepared, seed: int) -> _Begun:
+    parameters = stepper.trainable.arrays()
+    mx.random.seed(seed)
+    arrays = prepared.arrays
+    return _Begun(parameters, *(stepper.gradients(arrays[0]) if arrays else stepper.no_gradients()))
+
+
+def _seed(schedule: Schedule, group: Group, step: int, micro_batch: int = 0) -> int:
+    """Dropout depends on run, rank, step and micro-batch alone: a resumed run draws the same."""
+    return (group.rank << 53) + (micro_batch << 46) + schedule.seed * 1_000_003 + step
 
 
 def _not_finite(step: int, loss: float, norm: float, learning_rate: float, rows: Sequence[Example]) -> TrainingError:

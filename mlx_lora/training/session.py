@@ -28,7 +28,7 @@ from mlx_lora.training.frozen import (
     store_bytes,
     store_key,
 )
-from mlx_lora.training.loop import Schedule, Stepper, StepReport, build_schedule, mean_nats, train_steps
+from mlx_lora.training.loop import Schedule, StepReport, build_schedule, mean_nats, train_steps
 from mlx_lora.training.optim import build_optimizer
 from mlx_lora.training.parts import (
     PartReport,
@@ -39,6 +39,7 @@ from mlx_lora.training.parts import (
     gradient_difference,
     tolerance,
 )
+from mlx_lora.training.stepper import Stepper
 from mlx_lora.training.storefolder import BUDGET_BYTES, make_room
 from mlx_lora.training.trainable import Trainable
 

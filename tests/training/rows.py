@@ -10,9 +10,10 @@ from mlx_lora.config import LoraSettings, OptimizerSettings, TrainSettings
 from mlx_lora.dataset.examples import Example
 from mlx_lora.lora.inject import inject_lora
 from mlx_lora.training.engine import Engine
-from mlx_lora.training.loop import Stepper, build_schedule
+from mlx_lora.training.loop import build_schedule
 from mlx_lora.training.optim import build_optimizer
 from mlx_lora.training.parts import build_engine
+from mlx_lora.training.stepper import Stepper
 from mlx_lora.training.trainable import Trainable
 from tests.tiny import tiny_model
 

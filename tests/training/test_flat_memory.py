@@ -29,7 +29,7 @@ def test_a_thousand_steps_of_varying_lengths_keep_memory_flat() -> None:
     inject_lora(model, config.lora, seed=0)
     session = build_session(config, model, rows, [])
     before = mx.set_cache_limit(2**40)
-    gc.collect()  # what other tests left in memory goes now; what of it goes later can only make the first figure larger
+    gc.collect()  # what of other tests goes later than now can only make the first figure larger
     mx.reset_peak_memory()
     active, peaks = {}, {}
     for report in session.steps():
