@@ -5,7 +5,10 @@ from pathlib import Path
 _FOLDER = Path(__file__).resolve().parent.parent / "data"
 
 # Name that users give -> file in mlx_lora/data, which is packed into the wheel.
-BUILTIN_DATA_SETS = {"general-knowledge": "general_knowledge.jsonl"}
+BUILTIN_DATA_SETS = {
+    "general-knowledge": "general_knowledge.jsonl",
+    "general-knowledge-choices": "general_knowledge_choices.jsonl",  # the same questions, each with four choices
+}
 
 
 def builtin_path(source: str) -> Path | None:

@@ -57,3 +57,19 @@ def test_no_accepted_answer_stands_in_its_own_question() -> None:
 def test_no_question_is_about_hockey() -> None:
     for row in read_questions():
         assert not re.search(r"hockey|stanley|\bnhl\b|\bpuck\b", json.dumps(row).lower()), row
+
+
+def test_the_choices_are_four_to_each_of_the_same_questions_and_one_is_right() -> None:
+    with QUESTIONS.with_name("general_knowledge_choices.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    places = Counter()
+    for row, open_row in zip(rows, read_questions(), strict=True):
+        assert list(row) == ["question", "choices", "answer", "category", "fact"]
+        assert [row[key] for key in ("question", "answer", "fact")] == [
+            open_row[key] for key in ("question", "answer", "fact")
+        ]
+        assert len({squad_normal(choice) for choice in row["choices"]}) == 4, row
+        right = {squad_normal(answer) for answer in open_row["answers"]}
+        assert [choice for choice in row["choices"] if squad_normal(choice) in right] == [row["answer"]], row
+        places[row["choices"].index(row["answer"])] += 1
+    assert places == {0: 38, 1: 38, 2: 37, 3: 37}
