@@ -1,6 +1,7 @@
 """The CPU's own exponentials, SwiGLU and attention against MLX's, gradients and far values included."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from mlx_lm.models import activations, base, llama
 
 from mlx_lora.model import cpu
-from mlx_lora.model.cpu import attention, exp2, swiglu, use_fast_cpu
+from mlx_lora.model.cpu import Rotation, attention, exp2, swiglu, use_fast_cpu
 from tests.tiny import tiny_model
 
 
@@ -35,6 +36,36 @@ def test_a_family_takes_it_and_keeps_its_answers(monkeypatch):
     assert llama.swiglu is swiglu
     assert llama.scaled_dot_product_attention is attention
     assert mx.allclose(model(tokens), before, rtol=1e-5, atol=1e-5).item()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("offset", [0, 5, mx.array([0, 3, 700])], ids=["start", "later", "each row's own"])
+@pytest.mark.parametrize(("dims", "width", "scale"), [(16, 16, 1.0), (8, 12, 0.25)])
+def test_rotary_positions_and_their_gradients_are_mlxs_to_the_bit(dims, width, scale, offset, compiled):
+    plain, fast = (nn.RoPE(dims, base=10_000.0, scale=scale) for _ in range(2))
+    fast.__class__ = Rotation
+    x = mx.random.normal((3, 2, 7, width), key=mx.random.key(0))
+    target = mx.random.normal(x.shape, key=mx.random.key(1))
+
+    def values(rope):
+        run = mx.value_and_grad(lambda x: (rope(x, offset) * target).sum())
+        return rope(x, offset), *(mx.compile(run) if compiled else run)(x)
+
+    for found, expected in zip(values(fast), values(plain), strict=True):
+        assert (found == expected).all().item()
+
+
+def test_other_rotations_stay_what_they_are():
+    model = tiny_model("llama")
+    use_fast_cpu(model)
+    rope = model.layers[0].self_attn.rope
+    assert type(rope) is Rotation
+    one, half = mx.random.normal((1, 2, 1, 16)), mx.random.normal((1, 2, 3, 16)).astype(mx.float16)
+    for x in (one, half):
+        assert (rope(x, 4) == nn.RoPE.__call__(rope, x, 4)).all().item()
+    rope.traditional = True
+    x = mx.random.normal((1, 2, 3, 16))
+    assert (rope(x, 4) == nn.RoPE.__call__(rope, x, 4)).all().item()
 
 
 @pytest.mark.parametrize("compiler", [True, False])
