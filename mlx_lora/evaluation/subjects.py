@@ -61,9 +61,9 @@ class Source:
         found = next((name for name in asked if (name in CHOICE_METRICS) == (self.kind == "choice")), None)
         if found is not None:
             return found
-        if self.path in BUILTIN_DATA_SETS:
-            return "contains"  # what nobody was trained to answer briefly
-        return CHOICE_METRICS[0] if self.kind == "choice" else OPEN_METRICS[0]
+        if self.kind == "choice":
+            return CHOICE_METRICS[0]
+        return "contains" if self.path in BUILTIN_DATA_SETS else OPEN_METRICS[0]  # nobody trained it to be brief
 
     def is_training_data_of(self, subject: Subject) -> bool:
         """Whether these are the very rows that the adapter was trained on."""

@@ -56,6 +56,18 @@ def test_a_source_knows_its_file_and_how_much_of_it_is_asked(tmp_path: Path) -> 
     assert [record.question for record in source.records] == ["q0?", "q2?", "q4?"]
 
 
+@pytest.mark.parametrize(
+    ("source", "asked", "leading"),
+    [
+        ("general-knowledge", [], "contains"),
+        ("general-knowledge-choices", [], "accuracy"),
+        ("general-knowledge-choices", ["contains", "accuracy_norm"], "accuracy_norm"),
+    ],
+)
+def test_built_in_questions_are_led_by_a_metric_that_they_have(source: str, asked: list[str], leading: str) -> None:
+    assert read_source(source, "test", None).leading_metric(asked) == leading
+
+
 def test_a_folder_gives_its_test_rows(tmp_path: Path) -> None:
     write_rows(tmp_path / "quiz" / "train.jsonl", 5)
     write_rows(tmp_path / "quiz" / "test.jsonl", 2)
