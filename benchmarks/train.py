@@ -134,6 +134,7 @@ def _ours(name: str, engine: str) -> dict[str, Any]:
             "train": {
                 "steps": 100_000,
                 "batch_size": work.batch_size,
+                "group_by_prefix": True if work.by_form else "contexts",
                 "engine": engine if engine in ("auto", "plain") else engine.split(","),
             },
             "output_dir": "nowhere",

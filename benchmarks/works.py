@@ -34,6 +34,7 @@ class Work:
     steps: int  # timed steps of one turn
     says: str
     length: int = 0  # tokens of a random row
+    by_form: bool = True  # ours: batches of one question form where there are enough, train.group_by_prefix: true
 
 
 def _random(axis: str, *, batch_size: int = 4, length: int = 128, layers: int | str = "all") -> Work:
@@ -44,6 +45,8 @@ def _random(axis: str, *, batch_size: int = 4, length: int = 128, layers: int | 
 WORKS = {
     "chat16": Work("chat", 16, 8, 8, 16, "chat rows of about 60 tokens, 24 of them shared, last 16 of 30 layers"),
     "chat30": Work("chat", "all", 8, 8, 16, "the same rows, all 30 layers"),
+    "mixed16": Work("chat", 16, 8, 8, 16, "chat16 with question forms mixed, as is the default", by_form=False),
+    "mixed30": Work("chat", "all", 8, 8, 16, "chat30 with question forms mixed, as is the default", by_form=False),
     "system16": Work("system", 16, 8, 3, 4, "a system prompt of 237 tokens, last 16 layers"),
     "system8": Work("system", 8, 8, 3, 4, "a system prompt of 237 tokens, last 8 layers"),
     "text30": Work("text", "all", 8, 3, 20, "plain text of 20 to 400 tokens, all tokens trained, all layers"),

@@ -82,8 +82,11 @@ class TrainSettings(Settings):
     batch_size: Literal["auto"] | Positive = Field(
         8, description="Rows in a micro-batch; auto takes the most that fit memory: a power of two, at most 32."
     )
-    group_by_prefix: bool = Field(
-        True, description="Make batches of rows whose prompts begin alike, where there are enough: less to compute."
+    group_by_prefix: bool | Literal["contexts"] = Field(
+        "contexts",
+        description="Make batches of rows whose prompts begin alike, where there are enough: less to compute. "
+        "`contexts`: those with the same long system prompt or context; true: also those of one question form, which "
+        "are learned more slowly that way.",
     )
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches in one optimizer update.")
     gradient_checkpointing: bool = Field(

@@ -371,7 +371,7 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     both = "".join((bench.folder / f"{name}.jsonl").read_text(encoding="utf-8") for name in ("train", "train2"))
     (bench.folder / "both.jsonl").write_text(both, encoding="utf-8")
     values = {"data.train": str(bench.folder / "both.jsonl"), "train.steps": 6}  # one epoch
-    grouped = bench.run(values)
+    grouped = bench.run({**values, "train.group_by_prefix": True})
     mixed = bench.run({**values, "train.group_by_prefix": False})
     assert sum(grouped.column("tokens")) == sum(mixed.column("tokens"))
     assert grouped.column("loss") != mixed.column("loss")

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -9,23 +10,34 @@ from mlx_lora.dataset.examples import Example
 
 UNGROUPED = -1
 _LEAST_GAIN = 4  # tokens that a group must share beyond what its rows would share without it
+_CONTEXT = 64  # tokens of a system prompt or context of its own; question forms are shorter
 _LEVELS = 16  # lengths that are tried, from what all rows share on
 _LEAST_BATCHES = 2  # rows of a smaller group would meet the same company in every epoch
 
 
-def prefix_groups(examples: Sequence[Example], batch_size: int) -> tuple[int, ...]:
+def training_groups(
+    examples: Sequence[Example], batch_size: int, group_by_prefix: bool | Literal["contexts"]
+) -> tuple[int, ...] | None:
+    """The groups that a run's batches keep to, as train.group_by_prefix says; None where rows of all kinds mix."""
+    if not group_by_prefix:
+        return None
+    return prefix_groups(examples, batch_size, forms=group_by_prefix != "contexts")
+
+
+def prefix_groups(examples: Sequence[Example], batch_size: int, *, forms: bool = True) -> tuple[int, ...]:
     """The group of each row: rows whose prompts begin with the same tokens, or UNGROUPED.
 
-    The longest shared beginnings are served first; a group has rows for at least two batches. Different system
-    prompts, contexts or question forms become groups of their own where there are rows enough.
+    A group has rows for at least two batches. Different system prompts, contexts or question forms become groups of
+    their own, the longest shared beginnings first; without `forms` the system prompts and contexts alone.
     """
     groups = [UNGROUPED] * len(examples)
     prompts = [prompt_length(example) for example in examples]
     longest, common = max(prompts, default=0), _common_length([example.tokens for example in examples], prompts)
     step = max(_LEAST_GAIN, (longest - common) // _LEVELS)
+    lengths = range(longest - (longest - common) % step, max(common, _LEAST_GAIN) - 1, -step)
     left = set(range(len(examples)))
     count = 0
-    for length in range(longest - (longest - common) % step, max(common, _LEAST_GAIN) - 1, -step):
+    for length in lengths if forms else [common + _CONTEXT]:
         alike: dict[bytes, list[int]] = defaultdict(list)
         for row in sorted(left):
             if prompts[row] >= length:

@@ -11,7 +11,7 @@ import numpy as np
 from mlx_lora.config import DataSettings, RunConfig
 from mlx_lora.dataset.batches import padded_length, plan_epoch
 from mlx_lora.dataset.examples import ChatTokenizer, Example, ExampleSet, build_examples
-from mlx_lora.dataset.groups import prefix_groups
+from mlx_lora.dataset.groups import training_groups
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import joined_faults
 from mlx_lora.dataset.replay import replay_rows
@@ -99,7 +99,7 @@ def inspect_splits(
     records = _named(splits)
     reports = {name: _report(records[name], built[name], eos_ids, config.data) for name in records}
     lengths = [len(example.tokens) - 1 for example in built["train"].examples]
-    groups = prefix_groups(built["train"].examples, config.train.batch_rows) if config.train.group_by_prefix else None
+    groups = training_groups(built["train"].examples, config.train.batch_rows, config.train.group_by_prefix)
     plan = plan_epoch(lengths, config.train.batch_rows, seed=config.train.seed, epoch=0, groups=groups)
     steps_per_epoch = -(-len(plan) // config.train.gradient_accumulation_steps)
     steps = config.train.steps or (config.train.epochs or 0) * steps_per_epoch

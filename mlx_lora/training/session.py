@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
-from mlx_lora.dataset.groups import prefix_groups
+from mlx_lora.dataset.groups import training_groups
 from mlx_lora.dataset.replay import replay_rows
 from mlx_lora.errors import MlxLoraError, TrainingError
 from mlx_lora.training.checkpoint import Progress
@@ -169,7 +169,7 @@ def build_session(
         [len(example.tokens) - 1 for example in taught],
         config.train,
         group.size,
-        groups=prefix_groups(taught, batch_size) if config.train.group_by_prefix else None,
+        groups=training_groups(taught, batch_size, config.train.group_by_prefix),
         replay_pool=len(train_set) - len(taught),
         replay_rows=replay_rows(len(taught), config.data.replay),
     )

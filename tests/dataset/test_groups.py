@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mlx_lora.dataset.batches import plan_epoch
 from mlx_lora.dataset.examples import Example
-from mlx_lora.dataset.groups import UNGROUPED, prefix_groups, prompt_length
+from mlx_lora.dataset.groups import UNGROUPED, prefix_groups, prompt_length, training_groups
 
 
 def row(prompt: list[int], answer: int = 2) -> Example:
@@ -35,6 +35,20 @@ def test_question_forms_are_told_apart_behind_a_long_system_prompt_that_all_rows
     """Found in session 4: lengths were tried sixteen tokens apart there, and forms of six tokens were not seen."""
     examples = [row([1] * 240 + [form] * 6 + [100 + number] * 9) for form in (2, 3) for number in range(8)]
     assert prefix_groups(examples, 4) == (0,) * 8 + (1,) * 8
+
+
+def test_contexts_are_groups_and_question_forms_mix_unless_they_are_asked_for() -> None:
+    """A batch of one question form teaches facts more slowly (docs/RECIPES.md)."""
+    examples = [
+        row([1] * 5 + [context] * 80 + [form] * 6 + [100 + number] * 3)
+        for context in (2, 3)
+        for form in (4, 5)
+        for number in range(8)
+    ]
+    assert training_groups(examples, 4, "contexts") == (0,) * 16 + (1,) * 16
+    assert training_groups(examples, 4, True) == (0,) * 8 + (1,) * 8 + (2,) * 8 + (3,) * 8
+    assert training_groups(examples, 4, False) is None
+    assert training_groups(examples[:16], 4, "contexts") == (UNGROUPED,) * 16  # one context: all rows share it
 
 
 def test_trained_tokens_are_no_part_of_a_beginning() -> None:

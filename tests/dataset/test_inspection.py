@@ -8,7 +8,7 @@ import pytest
 
 from mlx_lora.config import DataSettings, RunConfig, TrainSettings
 from mlx_lora.dataset.batches import collate, plan_epoch
-from mlx_lora.dataset.groups import prefix_groups
+from mlx_lora.dataset.groups import training_groups
 from mlx_lora.dataset.inspection import Inspection, build_split_examples, inspect_splits, trained_segments
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.splits import DataSplits
@@ -74,7 +74,7 @@ def test_steps_count_the_last_partial_batch_and_group(
 def test_the_padding_share_is_that_of_the_first_epochs_batches() -> None:
     rows = [asked("Q" * number, "A") for number in range(1, 30)]
     examples = [example_of(row, TOKENIZER) for row in rows]
-    lengths, groups = [len(e.tokens) - 1 for e in examples], prefix_groups(examples, 4)
+    lengths, groups = [len(e.tokens) - 1 for e in examples], training_groups(examples, 4, "contexts")
     batches = [collate(examples, b) for b in plan_epoch(lengths, 4, seed=0, epoch=0, groups=groups)]
     expected = 1 - sum(batch.tokens for batch in batches) / sum(batch.inputs.size for batch in batches)
     assert inspected(rows, batch_size=4).padding_share == pytest.approx(expected, abs=1e-12)
