@@ -136,7 +136,11 @@ class OptimizerSettings(Settings):
 
     name: Literal["adamw", "adam", "sgd", "adafactor", "muon", "lion"] = Field("adamw", description="As MLX has them.")
     learning_rate: Annotated[float, Field(ge=0)] = Field(1e-3, description="Peak learning rate.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("cosine", description="Shape after warm-up.")
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = Field(
+        "cosine",
+        description="Shape after warm-up; `wsd` (warm-up, stable, decay) stays at the peak for three fifths of the "
+        "steps and falls linearly.",
+    )
     warmup_ratio: Share = Field(0.05, description="Share of the steps that climb from 0 to the peak.")
     final_ratio: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Last learning rate as a share of the peak."

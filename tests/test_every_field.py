@@ -482,6 +482,7 @@ def rates(bench: Bench, values: dict[str, Any]) -> list[float]:
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert rates(bench, {"optimizer.schedule": "constant"}) == [1.0, 1.0, 1.0, 1.0]
     assert rates(bench, {"optimizer.schedule": "linear"}) == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert rates(bench, {"optimizer.schedule": "wsd"}) == pytest.approx([1.0, 1.0, 1.0, 0.625])
     assert rates(bench, {}) == pytest.approx([1.0, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5])
 
 

@@ -7,6 +7,8 @@ import mlx.optimizers as optimizers
 
 from mlx_lora.config import OptimizerSettings
 
+_STABLE = 0.6  # of all steps, with schedule "wsd"
+
 
 def build_optimizer(settings: OptimizerSettings) -> optimizers.Optimizer:
     """The update rule that `settings` names, as MLX has it; Adam and AdamW with bias correction (arXiv 1412.6980)."""
@@ -44,6 +46,9 @@ def learning_rate_at(step: int, total_steps: int, settings: OptimizerSettings) -
             return peak + (last - peak) * progress
         case "cosine":
             return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
+        case "wsd":  # MiniCPM, arXiv 2404.06395, section 4.2, with the linear decay of arXiv 2405.18392
+            falling = max(0.0, ((step - 1) / total_steps - _STABLE) / (1 - _STABLE))
+            return peak + (last - peak) * falling
 
 
 def clipped(gradients: dict[str, mx.array], max_norm: float | None) -> tuple[dict[str, mx.array], mx.array]:

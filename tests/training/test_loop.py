@@ -184,6 +184,10 @@ def test_learning_rate_climbs_to_the_peak_and_falls():
     assert learning_rate_at(1, 4, cosine) == 2.0
     assert learning_rate_at(3, 4, cosine) == pytest.approx(1.5)
     assert learning_rate_at(4, 4, cosine) == pytest.approx(1 + 0.5 * (1 + math.cos(0.75 * math.pi)))
+    wsd = OptimizerSettings(learning_rate=1.0, schedule="wsd", warmup_ratio=0.2, final_ratio=0.2)
+    assert [learning_rate_at(step, 10, wsd) for step in range(1, 11)] == pytest.approx(
+        [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4]
+    )
     constant = OptimizerSettings(learning_rate=3.0, schedule="constant", warmup_ratio=0.0)
     assert {learning_rate_at(step, 5, constant) for step in range(1, 6)} == {3.0}
 
