@@ -54,7 +54,7 @@ def _sample_run(model: str) -> RunConfig:
             replay=0.25,
         ),
         train=TrainSettings(epochs=6),
-        optimizer=OptimizerSettings(learning_rate=1.5e-3),
+        optimizer=OptimizerSettings(learning_rate=1.5e-3, schedule="wsd"),
         output_dir="adapters/sample",
     )
 
