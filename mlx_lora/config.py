@@ -85,8 +85,7 @@ class TrainSettings(Settings):
     group_by_prefix: bool | Literal["contexts"] = Field(
         "contexts",
         description="Make batches of rows whose prompts begin alike, where there are enough: less to compute. "
-        "`contexts`: those with the same long system prompt or context; true: also those of one question form, which "
-        "are learned more slowly that way.",
+        "`contexts`: those with the same long system prompt or context; true: also those of one question form.",
     )
     gradient_accumulation_steps: Positive = Field(1, description="Micro-batches in one optimizer update.")
     gradient_checkpointing: bool = Field(

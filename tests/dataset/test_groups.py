@@ -38,7 +38,6 @@ def test_question_forms_are_told_apart_behind_a_long_system_prompt_that_all_rows
 
 
 def test_contexts_are_groups_and_question_forms_mix_unless_they_are_asked_for() -> None:
-    """A batch of one question form teaches facts more slowly (docs/RECIPES.md)."""
     examples = [
         row([1] * 5 + [context] * 80 + [form] * 6 + [100 + number] * 3)
         for context in (2, 3)
