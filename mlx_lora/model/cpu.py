@@ -36,7 +36,7 @@ def use_fast_cpu(model: nn.Module) -> None:
     float32 rounding) in their place.
     """
     for module in model.modules():
-        if type(module) is nn.RoPE:
+        if type(module) is nn.RoPE and isinstance(module.base, int | float) and module.base > 0:  # else MLX says so
             module.__class__ = Rotation
     family = vars(sys.modules[type(model).__module__])
     for name, fast in (("swiglu", swiglu), ("scaled_dot_product_attention", attention)):
