@@ -176,11 +176,13 @@ class Probe:
 def measured(spent: Spent | None = None) -> Iterator[Spent]:
     """Bytes at the worst moment of the block beyond those at its beginning; known when it ends."""
     spent = spent or Spent()
+    mx.synchronize()  # what is still being computed holds memory: a step's report waits for loss and norm alone
     gc.collect()  # models of earlier probes must not leave memory in between
     mx.clear_cache()
     before = mx.get_active_memory()
     mx.reset_peak_memory()
     yield spent
+    mx.synchronize()
     spent.nbytes = mx.get_peak_memory() - before
 
 
