@@ -77,8 +77,11 @@ def peak_bytes(config: RunConfig, rows: RunRows, folder: Path, room: int) -> int
 def largest_batch(slices: Slices, room: int) -> Limit:
     """The most taught rows in a micro-batch, all of them as long as the longest."""
     size = slices.config.train.batch_rows
-    one, two = (slices.step(_longest(slices.rows.train, rows)).total for rows in (size, 2 * size))
+    phases = [slices.step(_longest(slices.rows.train, rows)) for rows in (size, 2 * size)]
+    one, two = (phase.total for phase in phases)
     how = f"line through {size} and {2 * size} of the longest rows"
+    if room <= one - phases[0].working:  # what lies there between steps does not fit by itself
+        return Limit(0, how)
     if two <= one:  # nothing to extend: a constant part is the largest
         return Limit(2 * size if two <= room else 0, how)
     return Limit(max(0, int(size + (room - one) * size / (two - one))), how)
@@ -97,6 +100,8 @@ def longest_row(slices: Slices, room: int) -> Limit:
         times = slices.counting.positions(rows)[0] / slices.counting.positions(rows[:few])[0]
         totals.append(phase.total + (times - 1) * phase.working)
     how = f"curve through {few} rows of {lengths[0]}, {lengths[1]} and {lengths[2]} tokens"
+    if room <= phase.total - phase.working:
+        return Limit(0, how)
     bent, slope, start = np.polyfit(lengths, [total - room for total in totals], 2)
     if bent * longest < _BENT * (bent * longest + slope):  # no more than measurements differ by
         bent, (slope, start) = 0.0, np.polyfit(lengths, [total - room for total in totals], 1)

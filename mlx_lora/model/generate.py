@@ -124,6 +124,7 @@ def iter_answers(
                 nats = continued_nats(model, copy_rows(caches), [suffix[-1] for suffix in suffixes], wanted)
             rows = [_Row(index, one) for index, one in zip(new, nats, strict=True)]
             batch.join(rows, caches, [suffix[-1] for suffix in suffixes])
+            del caches  # the batch has them, or copies; held here they would outlive their rows
         for row, token in zip(batch.rows, batch.step(), strict=True):
             if row.finished:
                 continue

@@ -61,6 +61,7 @@ def iter_nats(
         caches = _open_once(model, prefix, suffixes)
         wanted = [continuations[row] for row in rows]
         totals = continued_nats(model, caches, [suffix[-1] for suffix in suffixes], wanted)
+        del caches  # before the next rows have theirs
         yield from ((row, (total, len(continuations[row]))) for row, total in zip(rows, totals, strict=True))
 
 

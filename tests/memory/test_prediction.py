@@ -1,6 +1,7 @@
 """Predicted memory against measured: whole tiny models of twelve layers beside what slices of them told."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from mlx_lora.commands import preflight
 from mlx_lora.commands.train import run_train
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
-from mlx_lora.memory import asking, fitting, prediction, probe
+from mlx_lora.memory import fitting, prediction, probe
 from mlx_lora.memory.bound import Bounds, find_bounds
 from mlx_lora.memory.prediction import RETENTION, STEP, Slices, predict
 from mlx_lora.memory.rows import Asked, Counting, RunRows, longer, worst_batch
@@ -26,7 +27,23 @@ from tests.tiny import FAMILIES, save_tiny_folder
 
 assert mlx_lora
 PLENTY = 2**40
-BUSY = 1.2  # MLX lays out up to ten tasks ahead: on a busy machine the peak of a tiny model's step was 6.1 to 7.2 MB
+
+
+@pytest.fixture
+def one_task_at_a_time() -> Iterator[None]:
+    """Above its limit MLX waits for each task; below, it lays out up to ten: how many depends on what else runs."""
+    before = mx.set_memory_limit(1)
+    yield
+    mx.set_memory_limit(before)
+
+
+class Mute:
+    """A tokenizer for answers that nobody reads."""
+
+    eos_ids: frozenset[int] = frozenset()
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return ""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +113,8 @@ def test_a_step_is_predicted_to_fifteen_percent_and_hardly_ever_too_low(
 ) -> None:
     config = run_config(folder, family, **sections)
     rows = run_rows(config)
-    predicted = predict(Slices(config, rows, folder, PLENTY))
+    # Of two: on a machine that is busy with other things MLX lays out less at once, and the peak is lower.
+    predicted = max((predict(Slices(config, rows, folder, PLENTY)) for _ in range(2)), key=lambda one: one.step.total)
     assert find_bounds(config, rows).most > 2 * predicted.worst.total
     assert predicted.step.optimizer == 2 * predicted.step.adapter  # AdamW: two moments
     ratio = predicted.step.total / measured_step_peak(config, monkeypatch)
@@ -112,15 +130,16 @@ def test_a_slice_keeps_some_layers_of_each_kind_and_knows_the_whole_model(folder
     assert cut.first_layer == 6
 
 
+@pytest.mark.usefixtures("one_task_at_a_time")
 def test_the_largest_batch_and_the_longest_row_fill_the_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "_POSITIONS", 512)
-    config = run_config(folder, "small")
+    config = run_config(folder, "small", train={"batch_size": 6})
     slices = Slices(config, run_rows(config), folder, PLENTY)
     rows = sorted(slices.rows.train, key=lambda row: len(row.tokens))
     room = slices.step([rows[-1 - place % 24] for place in range(16)]).total
     assert fitting.largest_batch(slices, room).most == pytest.approx(16, rel=0.15)
     assert fitting.largest_batch(slices, 1000).most == 0
-    room = slices.step([longer(row, 300) for row in rows[-4:]]).total
+    room = slices.step([longer(row, 300) for row in rows[-6:]]).total
     assert fitting.longest_row(slices, room).most == pytest.approx(300, rel=0.2)
     assert fitting.longest_row(slices, 1000).most == 0
 
@@ -144,11 +163,12 @@ def test_auto_takes_the_largest_power_of_two_that_fits_and_keeps_an_epoch_long(
         _ = config.train.batch_rows
 
 
+@pytest.mark.usefixtures("one_task_at_a_time")
 def test_the_remedy_fits_and_keeps_the_rows_of_an_update_where_that_is_enough(folder: Path) -> None:
     config = run_config(folder, "small", train={"batch_size": 16})
     rows = run_rows(config)
     half = run_config(folder, "small", train={"batch_size": 8, "gradient_accumulation_steps": 2})
-    room = int(BUSY * fitting.peak_bytes(half, rows, folder, PLENTY))
+    room = sum(fitting.peak_bytes(one, rows, folder, PLENTY) for one in (config, half)) // 2
     remedy = fitting.find_remedy(config, rows, folder, room)
     assert remedy is not None
     assert remedy.settings == ("train.batch_size=8", "train.gradient_accumulation_steps=2")
@@ -162,28 +182,25 @@ def test_answering_is_predicted_from_few_layers(folder: Path, max_tokens: int) -
     prompts = [draw.integers(5, 250, int(size)).tolist() for size in draw.integers(90, 120, 12)]
     references = [[7, 8, 9]] * 12
     asked = Asked(RETENTION, prompts, max_tokens, references)
-    phases = [Slices(config, run_rows(config), folder, PLENTY).asking(asked) for _ in range(3)]
-    how = "keys and values computed from shapes, the rest measured here on 4 layers"
-    assert [phase.how for phase in phases] == [how] * 3
+    phase = Slices(config, run_rows(config), folder, PLENTY).asking(asked)
+    assert phase.how == "keys and values computed from shapes, the rest measured here on 8 layers"
     model = load_base(config.model).model
-    found = []
-    for _ in range(3):  # a busy machine moves both by a tenth, see BUSY
-        with probe.measured() as spent:
-            if max_tokens:
-                list(iter_answers(model, asking.Mute(), prompts, max_tokens=max_tokens, references=references))
-            else:
-                list(iter_nats(model, prompts, references))
-        found.append(spent.nbytes)
-    ratio = min(phase.working for phase in phases) / max(found)
-    assert 0.95 < ratio < 1.25
+    with probe.measured() as spent:
+        if max_tokens:
+            list(iter_answers(model, Mute(), prompts, max_tokens=max_tokens, references=references))
+        else:
+            list(iter_nats(model, prompts, references))
+    ratio = phase.working / spent.nbytes
+    assert 0.92 < ratio < 1.08  # 0.97 to 1.01; on a busy machine what MLX has under way differs
 
 
+@pytest.mark.usefixtures("one_task_at_a_time")
 def test_questions_that_take_more_than_the_steps_are_the_first_to_go(folder: Path) -> None:
     config = run_config(folder, "small", train={"batch_size": 1, "retention": "general-knowledge"})
     questions = Asked(RETENTION, [[5] * 500] * 32, 32)
     rows = replace(run_rows(config), asked=[questions])
-    room = int(BUSY * fitting.peak_bytes(config, replace(rows, asked=[]), folder, PLENTY))
     assert predict(Slices(config, rows, folder, PLENTY)).worst.name == "answering for train.retention"
+    room = sum(fitting.peak_bytes(config, one, folder, PLENTY) for one in (rows, replace(rows, asked=[]))) // 2
     remedy = fitting.find_remedy(config, rows, folder, room)
     assert remedy is not None
     assert remedy.settings == ("train.retention=null",)

@@ -1,6 +1,7 @@
 """Batched answers and log-likelihoods equal those of one row at a time, for every family."""
 
 import random
+import weakref
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lora.model.batching import (
     TESTED,
     Batching,
+    Prefix,
     batching_note,
     choose_batching,
     common_prefix,
@@ -410,3 +412,25 @@ def test_open_rows_are_bounded_by_the_tokens_they_will_hold() -> None:
     assert row_limit(32, 100) == 32
     assert row_limit(32, 4096) == 8
     assert row_limit(32, 1_000_000) == 1
+
+
+@pytest.mark.parametrize("wanted", ["answers", "likelihoods"])
+def test_no_keys_and_values_of_rows_gone_by_are_held(wanted: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last batch opened stayed in memory beside the next one."""
+    opened: list[weakref.ref[RowCache]] = []
+    alive: list[int] = []
+    open_rows = Prefix.open_rows
+
+    def watched(self: Prefix, model: nn.Module, rows: Sequence[Sequence[int]]) -> list[Any]:
+        alive.append(sum(cache() is not None for cache in opened))
+        caches = open_rows(self, model, rows)
+        opened.append(weakref.ref(caches[0]))
+        return caches
+
+    monkeypatch.setattr(Prefix, "open_rows", watched)
+    model, prompts = tiny_model(), prompts_with(6, count=6, seed=4)
+    if wanted == "answers":
+        generate_answers(model, Numbers(frozenset()), prompts, max_tokens=2, batch_size=2)
+    else:
+        answer_nats(model, prompts, [[5, 6]] * 6, batch_size=2)
+    assert alive == [0, 0, 0]
