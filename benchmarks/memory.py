@@ -300,8 +300,7 @@ def main() -> None:
         rows = []
         for name in given.names or WORKS:
             rows.append(row(name))
-            if not given.json:
-                print(_line(rows[-1]), flush=True)
+            print(_line(rows[-1]), file=sys.stderr if given.json else sys.stdout, flush=True)
         if given.json:
             print(json.dumps({"rows": rows}))
 
