@@ -153,6 +153,7 @@ def _build(
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data)
     rows = run_rows(config, tokenizer, splits, built)
+    auto = config.train.batch_size == "auto"
     config = resolve_auto(config, rows, earlier=typed_path(config.output_dir) / "run.yaml" if checkpoint else None)
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
     inspection.raise_faults()
@@ -165,6 +166,8 @@ def _build(
     replay = build_replay(config, base, tokenizer, splits, train_set, group.size)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
     print_header(config, base, injection, len(train_set), len(valid_set))
+    if auto:
+        talk.print(f"train.batch_size: auto is {config.train.batch_rows} here", markup=False)
     talk.print(memory, markup=False, soft_wrap=True)
     for note in built["train"].notes:
         talk.print(f"note: {note}", markup=False, soft_wrap=True)

@@ -93,6 +93,7 @@ def test_auto_is_a_number_in_the_written_run_file_and_a_resumed_run_keeps_it(
 ) -> None:
     out = f"output_dir={run_file.parent / 'auto'}"
     assert run_train(run_file, ["train.batch_size=auto", out]) == 0
+    assert "train.batch_size: auto is 2 here\n" in capsys.readouterr().err
     assert load_config(run_file.parent / "auto" / "run.yaml").train.batch_size == 2  # 40 rows: 16 batches at least
     monkeypatch.setattr(fitting, "LEAST_BATCHES", 40)
     assert run_train(run_file, ["train.batch_size=auto", out], resume=True) == 0
