@@ -44,6 +44,17 @@ from mlx_lora.training.storefolder import BUDGET_BYTES, make_room
 from mlx_lora.training.trainable import Trainable
 
 _LEAST_CACHE = 32 * 2**20  # bytes of freed arrays: what MLX keeps on a CPU by itself
+_CPU_SHARE = 10  # on a CPU the heap keeps freed memory too (model/cpu.py): of what a step takes, so little is enough
+
+
+def freed_bytes(taken: int) -> int:
+    """How much freed memory MLX may keep between steps, where the largest step so far has taken `taken` bytes.
+
+    Rows of varying lengths leave arrays of many sizes, and a cache with more room fills with those that nothing asks
+    for again. On a GPU, where new memory is costly, it may hold all that a step takes.
+    """
+    on_cpu = mx.default_device() == mx.cpu
+    return max(_LEAST_CACHE, taken // _CPU_SHARE if on_cpu else taken)
 
 
 @dataclass
@@ -69,9 +80,7 @@ class Session:
             self.stepper, self.train_set, self.schedule, first_step=first_step, store=self.store, group=self.group
         ):
             self.progress.step = report.step
-            # MLX may keep what the largest step so far has taken. Rows of varying lengths leave arrays of many sizes,
-            # and a cache with more room fills with those that nothing asks for again.
-            mx.set_cache_limit(max(_LEAST_CACHE, report.peak_bytes - mx.get_active_memory()))
+            mx.set_cache_limit(freed_bytes(report.peak_bytes - mx.get_active_memory()))
             yield report
 
     def validation_loss(self) -> float:
