@@ -22,7 +22,7 @@ from mlx_lora.training.head import CHUNK_BYTES
 
 FEW, MORE = 2, 4  # layers of each kind in the thinner slice, and how many more of one kind the other has
 MARGIN = 1.03  # on what is measured: from run to run, what MLX has under way differs by about as much
-ASKING_MARGIN = 1.06  # on answering, where what MLX has under way is a larger share
+ASKING_MARGIN = 1.08  # on answering, where what MLX has under way is a larger share
 STEP = "a training step"
 REPLAY, RETENTION = "data.replay", "train.retention"  # settings with which the model answers, before and after training
 _AT_ONCE = 2048  # positions that may be measured without measuring fewer first
