@@ -1,4 +1,4 @@
-"""The finals table to question data sets: `modern`, `champions`, `full`. Standard library, the same bytes every time.
+"""The finals table to question data sets: `modern`, `champions`, `finals`, `full`. Standard library, the same bytes every time.
 
 Run as `python data/stanley_cup/build.py`. A *fact* is one thing to know (the champion of 1998); a *form* is a
 question template (forms.py). Each fact is asked in every form of its category, and a form belongs to train, valid or
@@ -207,12 +207,13 @@ def build_lines(facts: list[Fact], split: str) -> str:
 def build_files() -> dict[str, str]:
     """The text of every file by its path below this folder."""
     finals = read_finals()
-    by_year = list(year_facts(finals))
+    by_year, no_winner = list(year_facts(finals)), list(no_winner_facts(finals))
     champions = [fact for fact in by_year if fact.category == "champion"]
     data_sets = {
         "modern": [f for f in champions if int(f.slots["year"]) >= MODERN_START],
-        "champions": [*champions, *no_winner_facts(finals)],
-        "full": [*by_year, *no_winner_facts(finals), *reverse_facts(finals), *title_facts(finals)],
+        "champions": [*champions, *no_winner],
+        "finals": [*by_year, *no_winner],
+        "full": [*by_year, *no_winner, *reverse_facts(finals), *title_facts(finals)],
     }
     return {
         f"{name}/{split}.jsonl": build_lines(facts, split)

@@ -14,7 +14,7 @@ from tests.data_sets.squad import squad_normal
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "data" / "stanley_cup"
-DATA_SETS = ("modern", "champions", "full")
+DATA_SETS = ("modern", "champions", "finals", "full")
 SPLITS = ("train", "valid", "test")
 CITIES_OF_SEVERAL_CLUBS = {"montreal", "new york", "edmonton", "calgary", "vancouver"}
 NAMES_OF_ONE_CLUB = (
@@ -68,6 +68,9 @@ def test_files_on_disk_are_exactly_what_the_script_builds(build: ModuleType) -> 
         ("champions", "train", 1110, 10),
         ("champions", "valid", 111, 1),
         ("champions", "test", 222, 2),
+        ("finals", "train", 3290, 10),
+        ("finals", "valid", 329, 1),
+        ("finals", "test", 658, 2),
         ("full", "train", 4380, 10),
         ("full", "valid", 438, 1),
         ("full", "test", 876, 2),
@@ -129,6 +132,12 @@ def test_champions_is_the_champion_part_of_full_with_the_years_that_had_none() -
         assert read_rows("champions", split) == rows
     years = sorted(int(fact.split("/")[1]) for fact in answers_by_fact("champions"))
     assert years == list(range(1915, 2026))
+
+
+def test_finals_is_full_without_reverse_questions_and_title_counts() -> None:
+    for split in SPLITS:
+        rows = [row for row in read_rows("full", split) if row["category"] not in ("reverse", "titles")]
+        assert read_rows("finals", split) == rows
 
 
 def test_modern_asks_in_1998_in_these_words_for_the_detroit_red_wings() -> None:
