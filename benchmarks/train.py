@@ -37,8 +37,7 @@ def main() -> None:
     parser.add_argument("--side", choices=["ours", "mlx_lm"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.list:
-        for name, work in WORKS.items():
-            print(f"{name:10} {work.says}")
+        print("\n".join(f"{name:10} {work.says}" for name, work in WORKS.items()))  # in one piece, for `| head`
         return
     if options.side:
         side = _ours(options.work, options.engine) if options.side == "ours" else _theirs(options.work)
