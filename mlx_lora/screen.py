@@ -1,7 +1,8 @@
 """The training screen: a progress bar with the figures that matter, plain lines where there is no terminal."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
@@ -118,12 +119,13 @@ class TrainScreen:
 
 
 class RowsBar:
-    """A bar over rows, for work before the first step; nothing where there is no terminal."""
+    """A bar over rows, for work beside the steps; where there is no terminal, a line now and then."""
 
     def __init__(self, name: str) -> None:
         self._bar = Progress(console=talk, transient=True, disable=not talk.is_terminal)
         self._name = name
         self._task: TaskID | None = None
+        self._last_line = time.monotonic()
 
     def __enter__(self) -> "RowsBar":
         self._bar.start()
@@ -139,6 +141,23 @@ class RowsBar:
         if self._task is None:
             self._task = self._bar.add_task(self._name, total=total)
         self._bar.update(self._task, completed=done)
+        if not talk.is_terminal and done < total and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+            self._last_line = time.monotonic()
+            talk.print(f"{self._name}: {done} of {total}", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def counted_rows(name: str, total: int) -> Iterator[Callable[[], None]]:
+    """A RowsBar, and what moves it on by one row."""
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        bar.show(done, total)
+
+    with RowsBar(name) as bar:
+        yield advance
 
 
 def format_bytes(count: float) -> str:

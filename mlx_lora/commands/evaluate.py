@@ -2,14 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError, ConfigError
 from mlx_lora.files import refuse_unwritable, typed_path, write_json
+from mlx_lora.screen import counted_rows
 
 if TYPE_CHECKING:
     from mlx_lora.evaluation.asking import Asker
@@ -60,7 +60,7 @@ def run_evaluate(
         max_tokens=max_tokens,
         batch_size=batch_size,
         numbers=numbers,
-        progress=_progress,
+        progress=counted_rows,
         temperature=temperature,
         seed=seed,
         custom=custom,
@@ -180,15 +180,6 @@ def _evaluate_base(asker: "Asker", source: "Source", metrics: Sequence[str]) -> 
 
     rows, seconds = asker.ask_base(Rendering(), source)
     return Evaluation("base", source.facts(), rows, None, source.leading_metric(metrics), seconds)
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    from rich.progress import Progress
-
-    with Progress(console=talk, transient=True, disable=not talk.is_terminal) as progress:
-        task = progress.add_task(title, total=total)
-        yield lambda: progress.advance(task)
 
 
 def _save(

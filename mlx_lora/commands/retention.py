@@ -1,14 +1,12 @@
 """The end of a run: what the trained model forgot (train.retention), asked of base and adapter in one load."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
 from mlx_lora.files import typed_path
-from mlx_lora.screen import RowsBar
+from mlx_lora.screen import counted_rows
 
 if TYPE_CHECKING:
     from mlx_lora.evaluation.subjects import Source
@@ -44,7 +42,7 @@ def watch_retention(
     adapter = read_adapter(typed_path(config.output_dir))
     session.stepper.trainable.assign(adapter.tensors)
     model.eval()
-    asker = Asker(base, max_tokens=MAX_TOKENS, batch_size=32, numbers=False, progress=_progress)
+    asker = Asker(base, max_tokens=MAX_TOKENS, batch_size=32, numbers=False, progress=counted_rows)
     rendering = rendering_of(adapter.config, adapter.folder)
     set_adapter_enabled(model, False)
     before, _ = asker.ask("base", rendering, source)
@@ -61,16 +59,3 @@ def watch_retention(
         )
         talk.print(f"hint: {remedy(config.data.replay)}", markup=False, soft_wrap=True)
     return {**outcome.as_dict(), "seconds": round(time.perf_counter() - started, 1)}
-
-
-@contextmanager
-def _progress(title: str, total: int) -> Iterator[Callable[[], None]]:
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        bar.show(done, total)
-
-    with RowsBar(title) as bar:
-        yield advance

@@ -21,7 +21,8 @@ def print_header(config: RunConfig, base: "LoadedModel", injection: Any, train_r
     talk.print(f"[bold]{base.identity.name}[/]  {base.compute}")
     talk.print(
         f"{lora.method} rank {lora.rank}, effective scale {lora.scale:g}, {len(injection.modules)} modules, "
-        f"{injection.trainable_parameters / 1e6:.2f} M trainable parameters ({share:.2%})"
+        f"{injection.trainable_parameters / 1e6:.2f} M trainable parameters ({share:.2%})",
+        soft_wrap=True,
     )
     talk.print(f"{train_rows} training rows, {valid_rows} validation rows → {config.output_dir}", markup=False)
 
