@@ -1,4 +1,4 @@
-"""The finals table to question data sets: `modern`, `champions`, `finals`, `full`. Standard library, the same bytes every time.
+"""The finals table to question data sets: modern, champions, finals, full. Standard library, the same bytes every time.
 
 Run as `python data/stanley_cup/build.py`. A *fact* is one thing to know (the champion of 1998); a *form* is a
 question template (forms.py). Each fact is asked in every form of its category, and a form belongs to train, valid or
