@@ -143,7 +143,7 @@ class RowsBar:
         self._bar.update(self._task, completed=done)
         if not talk.is_terminal and done < total and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
-            talk.print(f"{self._name}: {done} of {total}", markup=False, soft_wrap=True)
+            talk.print(f"{self._name}: row {done} of {total}", markup=False, soft_wrap=True)
 
 
 @contextmanager

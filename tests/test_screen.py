@@ -14,4 +14,4 @@ def test_rows_without_a_terminal_are_counted_in_a_line_every_ten_seconds(
         for _ in range(8):
             now += 4.0
             advance()
-    assert capsys.readouterr() == ("", "asking [base]: 3 of 8\nasking [base]: 6 of 8\n")
+    assert capsys.readouterr() == ("", "asking [base]: row 3 of 8\nasking [base]: row 6 of 8\n")
