@@ -10,6 +10,7 @@ BLAS. Ours is what `mlx-lora train` runs; theirs is `mlx_lm.tuner.trainer.train`
 import argparse
 import json
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,7 +38,9 @@ def main() -> None:
     parser.add_argument("--side", choices=["ours", "mlx_lm"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.list:
-        print("\n".join(f"{name:10} {work.says}" for name, work in WORKS.items()))  # in one piece, for `| head`
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--list | head` ends without a traceback
+        for name, work in WORKS.items():
+            print(f"{name:10} {work.says}")
         return
     if options.side:
         side = _ours(options.work, options.engine) if options.side == "ours" else _theirs(options.work)
