@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mlx_lora.console import talk
 
 PLAIN_LINE_SECONDS = 10.0
+Item = TypeVar("Item")
 
 
 class Step(Protocol):
@@ -144,6 +145,16 @@ class RowsBar:
         if not talk.is_terminal and done < total and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
             talk.print(f"{self._name}: row {done} of {total}", markup=False, soft_wrap=True)
+
+    def follow(self, events: Iterable[tuple[int, int] | list[Item]]) -> list[Item]:
+        """Show (done, total) as they come; return the list that comes last."""
+        found: list[Item] = []
+        for event in events:
+            if isinstance(event, list):
+                found = event
+            else:
+                self.show(*event)
+        return found
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlx_lora.commands.replay import replay_prompts, stand_in_rows
+from mlx_lora.commands.replay import longest_prompts, stand_in_rows
 from mlx_lora.config import RunConfig
 from mlx_lora.errors import PredictionError, TrainingError
 from mlx_lora.files import cache_folder
@@ -37,7 +37,7 @@ def run_rows(
 
     taught = built["train"].examples
     counted = changed(config, batch_size=1) if config.train.batch_size == "auto" else config
-    prompts = replay_prompts(counted, tokenizer, splits, len(taught)) if taught else []
+    prompts = longest_prompts(counted, tokenizer, splits, len(taught)) if taught else []
     asked = [Asked(REPLAY, prompts, MOST_TOKENS)] if prompts else []
     rows = [*taught, *stand_in_rows(config, prompts, taught)]
     return RunRows(rows, built["valid"].examples, [*asked, *_retention_questions(config, tokenizer)])

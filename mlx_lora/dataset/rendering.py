@@ -12,6 +12,7 @@ from mlx_lora.dataset.record import Message, Record
 from mlx_lora.errors import ConfigError, DataError, MlxLoraError
 from mlx_lora.files import typed_path
 
+_REST = "…"  # stands for what the user goes on to say
 NO_TEMPLATE_HINT = "set data.chat_template to a .jinja file, or take an instruction-tuned model"
 
 
@@ -71,6 +72,23 @@ def render_prompt(
     if not tokens:
         raise DataError("what the chat template writes for the question has no tokens", NO_TEMPLATE_HINT)
     return tokens
+
+
+def render_beginning(words: str, tokenizer: ChatTokenizer, settings: DataSettings) -> list[int]:
+    """Tokens of a conversation in which a user has just begun to say `words`; none where the template changes them.
+
+    Raises: DataError in the template's own words.
+    """
+    begun: list[Message] = [{"role": "user", "content": f"{words} {_REST}"}]
+    conversation, templated = with_system_prompt(begun, settings), has_template(tokenizer, settings)
+    if templated:
+        text = render_text(conversation, tokenizer, settings, prompt=True)
+    else:
+        text = plain_prompt(conversation, "question/answer")
+    before, found, _ = text.partition(f"{words} {_REST}")
+    if not found:
+        return []
+    return encode_rendered(before + words, tokenizer) if templated else encode_plain(before + words, tokenizer)
 
 
 def record_prompt(record: Record, tokenizer: ChatTokenizer, settings: DataSettings) -> list[int]:

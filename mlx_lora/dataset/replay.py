@@ -3,10 +3,12 @@
 Rehearsing them keeps what the base knew (self-synthesized rehearsal, arXiv 2403.01244). A row is not trained on its
 tokens but towards the probabilities that the base gave them and their rivals (learning without forgetting, arXiv
 1606.09282): while the model is still as the base was, there is no gradient, so no answer is learned by heart. Which
-prompts, how many and what a row is made of; the answers come from training/replay.py. Knows nothing of MLX.
+prompts, how many and what a row is made of; the answers come from training/replay.py, further prompts from
+training/prompts.py. Knows nothing of MLX.
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,14 @@ from mlx_lora.errors import DataError
 from mlx_lora.files import typed_path
 
 BUILTIN_PROMPTS = Path(__file__).parent.parent / "data" / "replay_prompts.txt"
+_BEGINNING = 2  # words of a prompt that the base goes on from: "Who wrote", "What is"
+_SMALL_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an and are at be by called did do does for from had has have how in is it its like many much name of on one "
+        "s that the there they this to use used was were what when where which who why with you your",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,48 @@ def choose_prompts(prompts: Iterable[Record], count: int, seed: int, asked: Iter
     drawn = sorted(free, key=lambda record: hashlib.sha256(f"{seed}/{record.question_key}".encode()).digest())
     chosen = {record.question_key for record in drawn[:count]}
     return [record for record in free if record.question_key in chosen]
+
+
+def draw_beginnings(prompts: Sequence[Record], count: int, seed: int) -> list[str]:
+    """`count` beginnings of prompts, each as often as prompts begin so; none where no prompt is longer."""
+    words = [record.question.split() for record in prompts]
+    longer = [" ".join(each[:_BEGINNING]) for each in words if len(each) > _BEGINNING]
+    if not longer:
+        return []
+    return [longer[place] for place in np.random.Generator(np.random.PCG64(seed)).integers(len(longer), size=count)]
+
+
+def choose_written(texts: Iterable[str], count: int, known: Iterable[Record], kept_back: Iterable[Record]) -> list[str]:
+    """The first `count` of the prompts that the base wrote, without those that are `known` already, or come twice.
+
+    None that holds all the words of a question `kept_back`, but for small ones: it would rehearse what is measured.
+    """
+    seen = {frozenset(_words(record.question)) for record in known}
+    asked = {content_words(record.question) for record in kept_back} - {frozenset()}
+    chosen: list[str] = []
+    for text in texts:
+        words = frozenset(_words(text))
+        if len(chosen) < count and len(words) > _BEGINNING and words not in seen:
+            seen.add(words)
+            if not any(content <= words for content in asked):
+                chosen.append(text)
+    return chosen
+
+
+def content_words(question: str) -> frozenset[str]:
+    """The words and numbers of a question, but for those that English questions are put together with."""
+    return frozenset(_words(question)) - _SMALL_WORDS
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def as_prompt(text: str, place: str) -> Record:
+    """A prompt without an answer."""
+    return Record(
+        ({"role": "user", "content": text}, {"role": "assistant", "content": ""}), place=place, format="question/answer"
+    )
 
 
 def build_replay_examples(
@@ -116,15 +168,7 @@ def _read_lines(path: Path) -> list[Record]:
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 (byte {error.start + 1})", "save the file as UTF-8") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
-    records = [
-        Record(
-            ({"role": "user", "content": line}, {"role": "assistant", "content": ""}),
-            place=f"{path}:{number}",
-            format="question/answer",
-        )
-        for number, line in lines
-        if line
-    ]
+    records = [as_prompt(line, f"{path}:{number}") for number, line in lines if line]
     if not records:
         raise DataError(f"{path}: holds no prompts", "write one a line")
     return records

@@ -1,11 +1,15 @@
 """`data.replay` in a run: the rows are said, hashed, resumed and trained like any others."""
 
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
 
 from mlx_lora.commands.check import run_check
 from mlx_lora.commands.train import run_train
+from mlx_lora.dataset import replay as built_in
 from mlx_lora.errors import DataError, TrainingError
 from mlx_lora.runfile import load_config
 from mlx_lora.training import replay
@@ -76,6 +80,26 @@ def test_resume_refuses_other_replay_rows(rehearse, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("Who am I?\n")
     with pytest.raises(TrainingError, match=r"data\.replay: was "):
         run_train(path, resume=True)
+
+
+def test_the_base_writes_what_the_built_in_prompts_lack(run_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(built_in, "BUILTIN_PROMPTS", tmp_path / "few.txt")
+    (tmp_path / "few.txt").write_text("Who was Otto?\nName a bird or two.\n")
+    settings = {"data": {"replay": 0.6}}  # 27 rows
+    assert run_train(run_file(**settings, output_dir=str(tmp_path / "whole"))) == 0
+    written = int(re.search(r"replay: the base wrote (\d+) of the prompts itself", capsys.readouterr().err)[1])
+    (kept,) = (Path(os.environ["MLX_LORA_CACHE"]) / "replay").glob("*.json")
+    drawn = json.loads(kept.read_text())
+    assert len(drawn) == 25 + 25 // 3
+    assert 0 < written <= len({text for text in drawn if text})
+    path = run_file(**settings)
+    with monkeypatch.context() as patch:
+        interrupted_after(4, patch)
+        assert run_train(path) == 130
+    monkeypatch.setenv("MLX_LORA_CACHE", str(tmp_path / "empty"))  # they are written anew, and are the same
+    assert run_train(path, resume=True) == 0
+    resumed, whole = ((tmp_path / folder / "adapters.safetensors").read_bytes() for folder in ("run", "whole"))
+    assert resumed == whole
 
 
 def test_the_engine_and_the_plain_way_rehearse_alike(rehearse, tmp_path, capsys):

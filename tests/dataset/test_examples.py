@@ -10,6 +10,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mlx_lora.dataset.examples import SHORTENED, build_example, build_examples, record_prompt, render_prompt
+from mlx_lora.dataset.rendering import render_beginning
 from mlx_lora.dataset.spans import (
     CALLS_IGNORED,
     EMBEDDED_END,
@@ -220,6 +221,20 @@ class TestChatTemplateSetting:
         file.write_text("{{ messages[0]['content'] + 1 }}")
         with pytest.raises(DataError, match=r"^f.jsonl:7: the chat template refuses the conversation: can only conc"):
             example_of(chat("Q", "A"), tokenizer_of("phi"), chat_template=str(file))
+
+    def test_a_beginning_has_the_system_prompt_and_is_none_where_the_template_changes_words(
+        self, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "own.jinja"
+        file.write_text("{% for message in messages %}{{ message['content'] | upper }}{% endfor %}")
+        tokenizer = tokenizer_of("smollm2")
+        assert render_beginning("Who wrote", tokenizer, settings(chat_template=str(file))) == []
+        begun = render_beginning("Who wrote", tokenizer, settings(system_prompt="Who wrote on?"))
+        assert tokenizer.decode(begun) == ("<|im_start|>system\nWho wrote on?<|im_end|>\n<|im_start|>user\nWho wrote")
+
+    def test_a_beginning_without_a_template_is_that_of_a_plain_question(self) -> None:
+        tokenizer = tokenizer_without_template()
+        assert tokenizer.decode(render_beginning("Who wrote", tokenizer, settings())).endswith("Question: Who wrote")
 
     def test_switches_reach_the_template(self) -> None:
         tokenizer = tokenizer_of("qwen3")

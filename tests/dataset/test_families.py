@@ -3,6 +3,7 @@
 import pytest
 
 from mlx_lora.dataset.examples import record_prompt, render_prompt
+from mlx_lora.dataset.rendering import render_beginning
 from mlx_lora.dataset.spans import OTHER_WHEN_LAST, REWRITTEN, TOOLS_IGNORED
 from mlx_lora.errors import DataError
 from tests.dataset.examples_of import chat, example_of, record, settings, trained
@@ -60,6 +61,14 @@ def test_the_prompt_of_eval_and_chat_is_a_prefix_of_what_is_trained(family: str,
     assert tokens[: len(prompt)] == prompt
     assert tokens[len(prompt) :] == trained(example_of(row, tokenizer))[-1]
     assert prompt == render_prompt(row.messages[:-1], tokenizer, settings())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_beginning_ends_where_the_user_would_go_on(family: str) -> None:
+    tokenizer = tokenizer_of(family)
+    before, _, rest = EXPECTED[family][0].partition("Who won?")
+    assert rest
+    assert render_beginning("Who won", tokenizer, settings()) == tokenizer.encode(before + "Who won")
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "qwen3"])

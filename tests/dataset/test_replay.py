@@ -1,6 +1,5 @@
 """Replay rows: which prompts, how many, and what of them is trained."""
 
-import re
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +15,9 @@ from mlx_lora.dataset.replay import (
     BaseAnswer,
     build_replay_examples,
     choose_prompts,
+    choose_written,
+    content_words,
+    draw_beginnings,
     examples_sha256,
     read_prompts,
     replay_rows,
@@ -157,17 +159,30 @@ def test_the_hash_of_rows_sees_tokens_masks_probabilities_and_order() -> None:
     assert len({examples_sha256(order) for order in orders}) == len(orders)
 
 
-SMALL = frozenset(
-    re.findall(
-        r"\w+",
-        "a an and are at be by called did do does for from had has have how in is it its like many much name of on one "
-        "s that the there they this to use used was were what when where which who why with you your",
-    )
-)
+def test_beginnings_are_the_first_words_of_prompts_as_often_as_prompts_begin_so() -> None:
+    listed = prompts("Who wrote  Emma?", "Who wrote Hamlet?", "Who wrote Faust?", "Name a bird.", "Hello!", "Say hi")
+    drawn = draw_beginnings(listed, 400, 0)
+    assert set(drawn) == {"Who wrote", "Name a"}
+    assert drawn.count("Who wrote") == 284  # three of four, by chance
+    assert draw_beginnings(listed, 400, 0) == drawn != draw_beginnings(listed, 400, 1)
+    assert draw_beginnings(listed[4:], 9, 0) == []
 
 
-def content_words(question: str) -> frozenset[str]:
-    return frozenset(re.findall(r"[a-z0-9]+", question.casefold())) - SMALL
+def test_of_what_the_base_wrote_nothing_comes_twice_is_known_or_holds_a_question_that_is_kept_back() -> None:
+    known = prompts("What is tea?")
+    kept_back = prompts("What is the capital of France?", "What is it?")  # of the second only small words are there
+    written = [
+        "What is Tea",  # known
+        "Which city is the CAPITAL of France today?",  # kept back
+        "Which city is the capital of Peru?",
+        "which city is  the capital of Peru",  # the one before
+        "What is?",  # nothing was added
+        "Who was Otto?",
+        "What is it like to fly?",
+        "Where do birds sleep?",  # beyond the count
+    ]
+    found = choose_written(written, 3, known, kept_back)
+    assert found == ["Which city is the capital of Peru?", "Who was Otto?", "What is it like to fly?"]
 
 
 def test_the_built_in_prompts_are_many_and_ask_none_of_the_general_knowledge_questions() -> None:
