@@ -48,7 +48,9 @@ class DataSettings(Settings):
         "less; null for none.",
     )
     replay_prompts: str | None = Field(
-        None, description="Prompts to replay: a .txt file (one a line), any data file, or null for the built-in ones."
+        None,
+        description="Prompts to replay: a .txt file (one a line), any data file, or null for the built-in ones and, "
+        "where a run needs more, some that the base writes itself.",
     )
 
 
@@ -64,6 +66,11 @@ class LoraSettings(Settings):
         "all-linear", description="A preset, or a list of module names such as [q_proj, v_proj]."
     )
     layers: Literal["all"] | Positive = Field("all", description="`all`, or the last N transformer layers.")
+    start_from: Name | None = Field(
+        None,
+        description="An adapter (its folder, or its name under adapters/) that the run goes on from, of the same base, "
+        "method, rank, scale and modules; null starts from nothing.",
+    )
     save_dtype: Literal["float32", "float16", "bfloat16"] = Field(
         "float32", description="Type of the numbers in the adapter file; training and checkpoints are float32."
     )

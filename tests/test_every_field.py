@@ -315,6 +315,14 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert_scale(bench, {"lora.use_rslora": True}, 8 / 4**0.5)
 
 
+@effect_of("lora.start_from")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    start = bench.plain
+    run = bench.run({"lora.start_from": str(start.folder)})
+    assert run.column("loss", "validation")[0] == min(start.column("loss", "validation")[1:])  # kept
+    assert f"starts from {start.folder}\n" in run.said
+
+
 @effect_of("lora.dropout")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     run = bench.run({"lora.dropout": 0.5})

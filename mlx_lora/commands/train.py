@@ -16,6 +16,7 @@ from mlx_lora.commands.preflight import fit_run, resolve_auto, run_rows
 from mlx_lora.commands.runfacts import run_facts
 from mlx_lora.commands.trainloop import train_and_validate
 from mlx_lora.commands.trainresume import require_same_run, resume_session, saved_line
+from mlx_lora.commands.trainstart import read_start, start_facts, start_from
 from mlx_lora.commands.trainstop import Stop, stop_signals
 from mlx_lora.commands.trainsummary import build_summary, print_header, print_summary
 from mlx_lora.config import RunConfig
@@ -161,11 +162,14 @@ def _build(
         talk.print(f"warning: {warning}", markup=False, soft_wrap=True)
     train_set, valid_set = built["train"].examples, built["valid"].examples
     questions = read_retention(config, tokenizer)
+    start = read_start(config)
     memory = fit_run(config, rows)
     base = load_base(config.model, revision=config.revision, compute=config.compute)
     replay = build_replay(config, base, tokenizer, splits, train_set, group.size)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
     print_header(config, base, injection, len(train_set), len(valid_set))
+    if start is not None:
+        start_from(start, base, injection, config)
     if auto:
         talk.print(f"train.batch_size: auto is {config.train.batch_rows} here", markup=False)
     talk.print(memory, markup=False, soft_wrap=True)
@@ -177,8 +181,8 @@ def _build(
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
     if replay:
         data["replay"] = examples_sha256(replay)
-    facts = _facts(config, base, data) | {"row_formats": row_formats(splits.train)}
-    fingerprint = build_fingerprint(session, facts["identity"], data, facts["versions"])
+    facts = _facts(config, base, data) | {"row_formats": row_formats(splits.train)} | start_facts(start)
+    fingerprint = build_fingerprint(session, facts["identity"], data, facts["versions"], facts.get("started_from"))
     if checkpoint:
         require_same_run(checkpoint, fingerprint, config.optimizer, force=force)  # before the layers run
     with RowsBar("frozen layers") as bar:

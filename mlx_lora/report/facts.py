@@ -99,6 +99,7 @@ def adapter_facts(run: Run) -> Pairs:
         ("alpha", run.setting("lora.alpha")),
         ("modules", facts.get("modules")),
         ("trained parameters", share),
+        ("started from", run.setting("lora.start_from") or ""),
         ("kept", f"of step {kept}" if kept is not None else ""),
     )
 

@@ -21,6 +21,7 @@ _NOT_COMPARED: dict[str, Any] = {
     "model": True,  # base
     "revision": True,
     "data": {"train", "valid", "test", "valid_share", "chat_template"},  # the rows, and their tokens
+    "lora": {"start_from"},  # its weights
     "train": {"epochs", "steps", "engine", "save_every", "keep_last", "memory_limit_gb"},  # total_steps, engine
 }
 
@@ -57,9 +58,16 @@ class Difference:
 
 
 def build_fingerprint(
-    session: Session, identity: Mapping[str, Any], data: Mapping[str, str], versions: Mapping[str, str]
+    session: Session,
+    identity: Mapping[str, Any],
+    data: Mapping[str, str],
+    versions: Mapping[str, str],
+    start: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What must be the same when the run goes on, but for `engine_parts`. `data`: hashes of the rows by split."""
+    """What must be the same when the run goes on, but for `engine_parts`.
+
+    data: hashes of the rows by split. start: of the adapter that the run started from, where it did from one.
+    """
     return {
         "base": dict(identity),
         # Of equal rows another template, or a template with today's date in it, makes other tokens.
@@ -68,6 +76,7 @@ def build_fingerprint(
         TOTAL_STEPS: session.schedule.total_steps,
         "ranks": session.group.size,  # the rows of a step follow from it
         "versions": dict(versions),
+        **({"started_from": start["weights_sha256"]} if start else {}),
     }
 
 

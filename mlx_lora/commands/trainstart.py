@@ -1,0 +1,58 @@
+"""`lora.start_from`: the adapter that a run goes on from, as a new run. (`--resume` goes on with the same run.)"""
+
+from typing import TYPE_CHECKING, Any
+
+from mlx_lora.chat.places import find_adapter
+from mlx_lora.config import RunConfig
+from mlx_lora.console import talk
+from mlx_lora.errors import ConfigError
+from mlx_lora.files import sha256_file, typed_path
+
+if TYPE_CHECKING:
+    from mlx_lora.lora.adapter import AdapterFolder
+    from mlx_lora.lora.inject import Injection
+    from mlx_lora.model.load import LoadedModel
+
+
+def read_start(config: RunConfig) -> "AdapterFolder | None":
+    """The adapter, compared with the run's settings; None where it starts from nothing.
+
+    Raises: AdapterError, ConfigError: now, not after the base is loaded.
+    """
+    from mlx_lora.lora.adapter import read_adapter
+    from mlx_lora.lora.start import require_shape
+
+    if config.lora.start_from is None:
+        return None
+    folder = find_adapter(config.lora.start_from)
+    if folder.resolve() == typed_path(config.output_dir).resolve():
+        raise ConfigError(
+            f"lora.start_from: {folder} is the folder that this run writes", "give output_dir another name"
+        )
+    adapter = read_adapter(folder)
+    require_shape(adapter, config.lora)
+    return adapter
+
+
+def start_from(adapter: "AdapterFolder", base: "LoadedModel", injection: "Injection", config: RunConfig) -> None:
+    """Put it into the base that has new adapters. Raises: AdapterError."""
+    from dataclasses import asdict
+
+    from mlx_lora.lora.start import put_start
+
+    notes = put_start(base.model, adapter, config.lora, injection.modules, asdict(base.identity))
+    talk.print(f"starts from {adapter.folder}", markup=False, soft_wrap=True)
+    for note in notes:
+        talk.print(f"warning: {note}", markup=False, soft_wrap=True)
+
+
+def start_facts(adapter: "AdapterFolder | None") -> dict[str, Any]:
+    """What the new adapter tells of it."""
+    if adapter is None:
+        return {}
+    return {
+        "started_from": {
+            "name": adapter.folder.resolve().name,
+            "weights_sha256": sha256_file(adapter.folder / adapter.weights),
+        }
+    }

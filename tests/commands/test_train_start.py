@@ -1,0 +1,94 @@
+"""`lora.start_from`: a run that goes on from another run's adapter, and what it refuses to start from."""
+
+import json
+import shutil
+
+import pytest
+
+from mlx_lora.commands.train import run_train
+from mlx_lora.errors import AdapterError, ConfigError, TrainingError
+from mlx_lora.files import sha256_file
+from tests.commands.test_train import events, interrupted_after
+from tests.tiny import save_tiny_folder
+
+
+@pytest.fixture
+def first(run_file, tmp_path):
+    """The folder of a run that others can start from."""
+    folder = tmp_path / "first"
+    assert run_train(run_file(output_dir=str(folder))) == 0
+    return folder
+
+
+def weights(folder):
+    return (folder / "adapters.safetensors").read_bytes()
+
+
+def test_a_run_begins_where_the_other_ended_and_says_so_in_its_adapter(first, run_file, tmp_path, capsys):
+    path = run_file(lora={"start_from": str(first), "dropout": 0.1})
+    assert run_train(path) == 0
+    assert f"starts from {first}\n" in capsys.readouterr().err
+    before, after = (events(folder, "validation") for folder in (first, tmp_path / "run"))
+    assert after[0]["loss"] == pytest.approx(before[-1]["loss"], rel=1e-6)  # rounding: dropout takes another way
+    assert after[-1]["loss"] < before[-1]["loss"]
+    config = json.loads((tmp_path / "run" / "adapter_config.json").read_text())
+    assert config["lora_parameters"]["dropout"] == 0.1
+    assert config["mlx_lora"]["started_from"] == {
+        "name": "first",
+        "weights_sha256": sha256_file(first / "adapters.safetensors"),
+    }
+    assert "started_from" not in json.loads((first / "adapter_config.json").read_text())["mlx_lora"]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_without_a_learning_rate_it_ends_as_it_began(run_file, tmp_path, method, engine):
+    settings = {"method": method, "layers": 1}
+    assert run_train(run_file(lora=settings, output_dir=str(tmp_path / "first"))) == 0
+    still = {"lora": {**settings, "start_from": str(tmp_path / "first")}, "optimizer": {"learning_rate": 0.0}}
+    assert run_train(run_file(**still, train={"engine": engine})) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "first")
+
+
+def test_a_resumed_run_that_started_from_an_adapter_ends_in_the_same_bits(first, run_file, tmp_path, monkeypatch):
+    assert run_train(run_file(lora={"start_from": str(first)}, output_dir=str(tmp_path / "whole"))) == 0
+    moved = shutil.copytree(first, tmp_path / "moved")  # its weights count, not where they lie
+    path = run_file(lora={"start_from": str(first)})
+    with monkeypatch.context() as patch:
+        interrupted_after(4, patch)
+        assert run_train(path) == 130
+    assert run_train(path, [f"lora.start_from={moved}"], resume=True) == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    with pytest.raises(TrainingError, match=r"started_from: was '.*', is None"):
+        run_train(path, ["lora.start_from=null", "train.epochs=4"], resume=True, force=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fact"),
+    [
+        ({"rank": 2, "alpha": 4}, "lora.rank 4, in this run 2$"),
+        ({"alpha": 4}, r"effective scale 2.0, in this run 1.0$"),
+        ({"use_rslora": True}, r"effective scale 2.0, in this run 4.0$"),
+        ({"method": "dora", "rank": 8}, r"lora.method lora, in this run dora, lora.rank 4, in this run 8, effective"),
+        ({"layers": 1}, "adapts 14 modules, this run 7, and they are not the same$"),
+        ({"target_modules": ["q_proj"]}, "adapts 14 modules, this run 2, and they are not the same$"),
+    ],
+)
+def test_an_adapter_of_another_shape_is_refused(first, run_file, tmp_path, settings, fact):
+    with pytest.raises(AdapterError, match=fact) as refused:
+        run_train(run_file(lora={"start_from": str(first), **settings}))
+    assert refused.value.message.startswith(f"lora.start_from: {first}: ")
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*.safetensors"))
+
+
+def test_an_adapter_of_another_base_is_refused(first, run_file, tmp_path):
+    other = save_tiny_folder(tmp_path / "other", seed=9)
+    with pytest.raises(AdapterError, match=r"first: trained on .*, the base here is .*: other config and weights$"):
+        run_train(run_file(lora={"start_from": str(first)}, model=str(other or tmp_path / "other")))
+
+
+def test_a_run_cannot_start_from_the_folder_that_it_writes(first, run_file):
+    before = weights(first)
+    with pytest.raises(ConfigError, match="first is the folder that this run writes"):
+        run_train(run_file(lora={"start_from": str(first)}, output_dir=str(first)), overwrite=True)
+    assert weights(first) == before
