@@ -50,7 +50,7 @@ def run_adapters_merge(
             combined = combine_adapters(adapters, recipe, bar.show)
         save_combined(temporary, adapters, recipe, combined)
     size = (output / WEIGHTS_FILE).stat().st_size
-    for name in different_prompts(adapters):
+    for name in different_prompts([one.facts for one in adapters]):
         talk.print(f"note: {name} differs between them: that of {folders[0]} is kept", markup=False, soft_wrap=True)
     talk.print(f"{as_mix(names, recipe.weights)}: {_lost(recipe, combined)}", markup=False, soft_wrap=True)
     talk.print(

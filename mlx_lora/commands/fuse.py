@@ -99,7 +99,7 @@ def _read(adapters: Sequence[Path], weights: str | None, model: str | None, revi
         recipe = Recipe("linear", parse_weights(weights, len(read)))
         adapter = as_adapter(read, recipe, combine_adapters(read, recipe))
         talk.print(f"the weighted sum {as_mix(adapters, recipe.weights)}", markup=False, soft_wrap=True)
-        for name in different_prompts(read):
+        for name in different_prompts([one.facts for one in read]):
             talk.print(f"note: {name} differs between them: that of {folders[0]} is kept", markup=False, soft_wrap=True)
     rendering = rendering_of(adapter.config, adapter.folder)
     name, own_revision = (model, revision) if model is not None else model_of(adapter.config, adapter.folder)

@@ -181,7 +181,8 @@ def _build(
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
     if replay:
         data["replay"] = examples_sha256(replay)
-    facts = _facts(config, base, data) | {"row_formats": row_formats(splits.train)} | start_facts(start)
+    facts = _facts(config, base, data) | {"row_formats": row_formats(splits.train)}
+    facts |= start_facts(start, facts)
     fingerprint = build_fingerprint(session, facts["identity"], data, facts["versions"], facts.get("started_from"))
     if checkpoint:
         require_same_run(checkpoint, fingerprint, config.optimizer, force=force)  # before the layers run

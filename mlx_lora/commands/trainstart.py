@@ -1,5 +1,6 @@
 """`lora.start_from`: the adapter that a run goes on from, as a new run. (`--resume` goes on with the same run.)"""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.chat.places import find_adapter
@@ -46,10 +47,14 @@ def start_from(adapter: "AdapterFolder", base: "LoadedModel", injection: "Inject
         talk.print(f"warning: {note}", markup=False, soft_wrap=True)
 
 
-def start_facts(adapter: "AdapterFolder | None") -> dict[str, Any]:
-    """What the new adapter tells of it."""
+def start_facts(adapter: "AdapterFolder | None", facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the new adapter tells of it; says where its prompts were written in another way than `facts`, the run's."""
     if adapter is None:
         return {}
+    from mlx_lora.lora.combined_adapter import different_prompts
+
+    for name in different_prompts([facts, {**facts, **adapter.facts}]):  # what it does not tell is not judged
+        talk.print(f"warning: {name} was another where {adapter.folder} was trained", markup=False, soft_wrap=True)
     return {
         "started_from": {
             "name": adapter.folder.resolve().name,

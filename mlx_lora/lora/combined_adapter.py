@@ -82,10 +82,9 @@ def refuse_other_bases(adapters: Sequence[AdapterFolder]) -> None:
             )
 
 
-def different_prompts(adapters: Sequence[AdapterFolder]) -> list[str]:
-    """Which parts of how prompts are written differ between the adapters; the result takes the first one's."""
-    first = adapters[0].facts
-    return [name for name in _PROMPTS if any(one.facts.get(name) != first.get(name) for one in adapters[1:])]
+def different_prompts(facts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which parts of how prompts are written differ between adapters with these `facts`."""
+    return [name for name in _PROMPTS if any(one.get(name) != facts[0].get(name) for one in facts[1:])]
 
 
 def save_combined(folder: Path, adapters: Sequence[AdapterFolder], recipe: Recipe, combined: Combined) -> None:

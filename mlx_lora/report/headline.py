@@ -126,8 +126,9 @@ def _by_losses(run: Run, command: str, unasked: str) -> Headline:
     if best < base:
         title = "The validation loss fell"
         return Headline("unknown", title, f"From {base:.4f} to {best:.4f} nats a token. {unasked}", command)
-    sentence = f"No validation came below the base's {base:.4f} nats a token; the last one was {last:.4f}."
-    if not math.isfinite(last) or last > 2 * base:
+    sentence = f"No validation came below the first one's {base:.4f} nats a token; the last one was {last:.4f}."
+    from_base = run.setting("lora.start_from") is None  # an adapter's loss can be next to nothing
+    if not math.isfinite(last) or (from_base and last > 2 * base):
         return Headline("bad", "It broke the model", f"{sentence} {unasked}", command)
     title = "It taught nothing" if last == base else "No sign that it learned"
     return Headline("unsure", title, f"{sentence} {unasked}", command)

@@ -40,6 +40,22 @@ def test_a_run_begins_where_the_other_ended_and_says_so_in_its_adapter(first, ru
     assert "started_from" not in json.loads((first / "adapter_config.json").read_text())["mlx_lora"]
 
 
+def test_other_prompts_than_it_was_trained_with_are_said(first, run_file, tmp_path, capsys):
+    path = run_file(lora={"start_from": str(first)}, data={"system_prompt": "Be brief."})
+    assert run_train(path) == 0
+    assert f"warning: system_prompt was another where {first} was trained\n" in capsys.readouterr().err
+    assert run_train(run_file(lora={"start_from": str(first)}), overwrite=True) == 0
+    assert "was another" not in capsys.readouterr().err
+
+
+def test_a_run_that_only_makes_it_worse_says_so(first, run_file, tmp_path, capsys):
+    path = run_file(lora={"start_from": str(first)}, optimizer={"learning_rate": 50.0})
+    assert run_train(path) == 0
+    losses = [event["loss"] for event in events(tmp_path / "run", "validation")]
+    assert min(losses[1:]) > losses[0]
+    assert f"warning: the validation loss never fell below {losses[0]:.4f}, where it began" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize("engine", ["auto", "plain"])
 def test_without_a_learning_rate_it_ends_as_it_began(run_file, tmp_path, method, engine):

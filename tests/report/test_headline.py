@@ -6,7 +6,7 @@ import pytest
 
 from mlx_lora.report.headline import forgetting_headline, learning_headline
 from mlx_lora.report.runs import read_run
-from tests.report.run_folders import START, result, step, validation, whole_run, write_run
+from tests.report.run_folders import SETTINGS, START, result, step, validation, whole_run, write_run
 
 GENERAL = {"name": "general-knowledge", "source": "general-knowledge"}
 
@@ -85,6 +85,14 @@ def test_a_loss_that_never_fell_is_called_so(tmp_path, last, state, title):
     events = [START, validation(0, 5.0), step(1), validation(1, 7.0), step(2), validation(2, last)]
     answer = learning_headline(read(tmp_path, events=events))
     assert (answer.state, answer.title) == (state, title)
+
+
+def test_a_loss_above_next_to_nothing_is_not_called_broken_where_the_run_started_from_an_adapter(tmp_path):
+    events = [START, validation(0, 0.0004), step(1), validation(1, 0.001)]
+    settings = SETTINGS.replace("rank: 8", "rank: 8\n  start_from: adapters/first")
+    answer = learning_headline(read_run(write_run(tmp_path / "one", events, settings=settings)))
+    assert (answer.state, answer.title) == ("unsure", "No sign that it learned")
+    assert answer.sentence.startswith("No validation came below the first one's 0.0004 nats a token; the last one was ")
 
 
 def test_a_run_that_ended_with_an_error_says_which(tmp_path):
