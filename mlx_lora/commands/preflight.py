@@ -33,12 +33,12 @@ def run_rows(
     from mlx_lora.memory.fitting import changed
     from mlx_lora.memory.prediction import REPLAY
     from mlx_lora.memory.rows import Asked, RunRows
-    from mlx_lora.training.replay import MOST_TOKENS
+    from mlx_lora.training.replay import MOST_TOKENS, ROWS
 
     taught = built["train"].examples
     counted = changed(config, batch_size=1) if config.train.batch_size == "auto" else config
     prompts = longest_prompts(counted, tokenizer, splits, len(taught)) if taught else []
-    asked = [Asked(REPLAY, prompts, MOST_TOKENS)] if prompts else []
+    asked = [Asked(REPLAY, prompts, MOST_TOKENS, rows=ROWS)] if prompts else []
     rows = [*taught, *stand_in_rows(config, prompts, taught)]
     return RunRows(rows, built["valid"].examples, [*asked, *_retention_questions(config, tokenizer)])
 

@@ -21,7 +21,6 @@ from mlx_lora.model.caches import copy_rows
 from mlx_lora.model.likelihood import continued_nats
 from mlx_lora.training.frozen import PassThrough
 
-ROWS = 32  # at most together: what replay and retention ask for
 COLUMNS = 64  # keys and values grow by so many tokens at a time
 
 
@@ -55,7 +54,7 @@ def asking_bytes(probe: Probe, asked: Asked, depths: Sequence[int]) -> int:
     try:
         batching = choose_batching(model)
         longest = max(map(len, asked.prompts)) + max([asked.max_tokens, *map(len, asked.references or ())])
-        rows = 1 if batching is Batching.SINGLE else min(len(asked.prompts), row_limit(ROWS, longest))
+        rows = 1 if batching is Batching.SINGLE else min(len(asked.prompts), row_limit(asked.rows, longest))
         each = sum(size * depth for size, depth in zip(_token_bytes(probe, batching), depths, strict=True))
         few = asked.longest(rows)
         return _worst(few, rows * each, _ask(model, few, batching), more_wait=rows < len(asked.prompts))

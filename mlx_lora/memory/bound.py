@@ -9,7 +9,7 @@ import mlx.nn as nn
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.batches import padded_length
 from mlx_lora.lora.inject import iter_layers
-from mlx_lora.memory.asking import COLUMNS, ROWS
+from mlx_lora.memory.asking import COLUMNS
 from mlx_lora.memory.rows import Asked, RunRows
 from mlx_lora.model.batching import PREFILL_TOKENS, row_limit
 from mlx_lora.model.compute import computed_bytes
@@ -58,7 +58,7 @@ def find_bounds(config: RunConfig, run: RunRows) -> Bounds:
 def _answered(asked: Asked) -> int:
     """Tokens whose keys and values are there together, at most."""
     longest = max(map(len, asked.prompts)) + max([asked.max_tokens, *map(len, asked.references or ())])
-    return row_limit(ROWS, longest) * (longest + COLUMNS)
+    return row_limit(asked.rows, longest) * (longest + COLUMNS)
 
 
 def _has_matrix(module: nn.Module) -> bool:

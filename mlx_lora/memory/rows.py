@@ -24,6 +24,7 @@ class Asked:
     prompts: Sequence[Sequence[int]]
     max_tokens: int  # of an answer
     references: Sequence[Sequence[int]] | None = None
+    rows: int = 32  # together, at most
 
     def longest(self, count: int) -> "Asked":
         """Only so many of the longest prompts."""

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from mlx_lora.files import write_json
+from mlx_lora.training.replay import ROWS
 
 MOST_TOKENS = 24  # after the beginning: plain questions are short
 _TEMPERATURE = 0.8  # of 4,800 drawn so, 84 % were one finished line (SmolLM2-135M)
@@ -35,7 +36,13 @@ def write_prompts(
     if texts is None:
         found: dict[int, str] = {}
         for place, answer in iter_answers(
-            model, tokenizer, beginnings, max_tokens=MOST_TOKENS, temperature=_TEMPERATURE, seed=seed
+            model,
+            tokenizer,
+            beginnings,
+            max_tokens=MOST_TOKENS,
+            batch_size=ROWS,
+            temperature=_TEMPERATURE,
+            seed=seed,
         ):
             found[place] = _finished(answer.text, answer.stopped)
             yield len(found), len(beginnings)

@@ -18,6 +18,7 @@ from mlx_lora.files import write_whole
 
 # Forgetting shows in how an answer begins; what follows costs as much to train and adds less.
 MOST_TOKENS = 24
+ROWS = 64  # answered together: a quarter faster than 32 on a CPU, and 128 hardly more
 LIKELIEST = 32  # tokens whose probability is kept at each position; the others count as one
 _FORMAT = 2
 
@@ -39,7 +40,9 @@ def answer_prompts(
     answers = _read(path)
     if answers is None:
         found: dict[int, BaseAnswer] = {}
-        for place, answer in iter_answers(model, tokenizer, prompts, max_tokens=MOST_TOKENS, likeliest=LIKELIEST):
+        for place, answer in iter_answers(
+            model, tokenizer, prompts, max_tokens=MOST_TOKENS, batch_size=ROWS, likeliest=LIKELIEST
+        ):
             assert answer.likeliest is not None
             tokens = [*answer.tokens, *([tokenizer.eos_id] if answer.stopped else [])]
             expected = Expected(answer.likeliest.tokens, answer.likeliest.shares)
