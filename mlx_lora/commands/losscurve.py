@@ -1,4 +1,4 @@
-"""The loss of a run as a small picture of braille dots, for a terminal. Knows nothing of training."""
+"""The loss, learning rate and gradient norm of a run as small pictures, for a terminal. Knows nothing of training."""
 
 import math
 from bisect import bisect_left
@@ -12,15 +12,16 @@ from mlx_lora.report.events import number, read_events
 from mlx_lora.report.scales import Scale, prefers_log, scale_of_values, shown
 from mlx_lora.report.series import Points, smoothed, span_for
 
-_ROWS, _MOST_COLUMNS, _LABEL_WIDTH = 8, 64, 7
+_ROWS, _MOST_COLUMNS, _LABEL_WIDTH, _NAME_WIDTH = 8, 52, 7, 16
 # Bits of the dots of a braille character, from the top down, left and right (Unicode 16, section 21.1).
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 _FEWEST_STEPS = 4
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 def print_loss_curve(folder: Path) -> None:
-    """Draw the training and validation loss of the run in `folder` on stderr, where that is a terminal."""
-    columns = min(_MOST_COLUMNS, talk.width - _LABEL_WIDTH - 3)
+    """Draw the curves of the run in `folder` on stderr, where that is a terminal."""
+    columns = min(_MOST_COLUMNS, talk.width - _LABEL_WIDTH - 3 - _NAME_WIDTH)
     if not talk.is_terminal or columns < 16 or not talk.encoding.lower().startswith("utf"):
         return
     events = read_events(folder / "metrics.jsonl")
@@ -29,6 +30,10 @@ def print_loss_curve(folder: Path) -> None:
     if len(losses) >= _FEWEST_STEPS:
         for line in draw_losses(losses, validations, columns):
             talk.print(line, soft_wrap=True)
+        for name in ("learning_rate", "gradient_norm"):
+            values = [(float(event["step"]), number(event, name)) for event in events.steps]
+            if any(math.isfinite(value) for _, value in values):
+                talk.print(draw_bars(name.replace("_", " "), values, columns), soft_wrap=True)
 
 
 def draw_losses(losses: Points, validations: Points, columns: int) -> list[Text]:
@@ -58,6 +63,22 @@ def draw_losses(losses: Points, validations: Points, columns: int) -> list[Text]
     lines.append(Text(" " * _LABEL_WIDTH + " └" + "─" * columns, style="dim"))
     lines.append(Text(" " * (_LABEL_WIDTH + 2) + "0" + end.rjust(columns - 1), style="dim"))
     return lines
+
+
+def draw_bars(name: str, values: Points, columns: int) -> Text:
+    """One row of bars over the axis of draw_losses, each the mean of its steps, labelled with the highest."""
+    finite = [(x, y) for x, y in values if math.isfinite(y)]
+    last = max(x for x, _ in values)
+    groups: list[list[float]] = [[] for _ in range(columns)]
+    for x, y in finite:
+        groups[min(columns - 1, int((x - 1) / last * columns))].append(y)
+    means, before = list[float](), finite[0][1]
+    for group in groups:  # few steps leave columns without one: these go on as the one before
+        before = sum(group) / len(group) if group else before
+        means.append(before)
+    most = max(means)
+    drawn = "".join(_BARS[max(0, min(7, int(8 * mean / most)))] if most > 0 else _BARS[0] for mean in means)
+    return Text().append(f"{shown(most):>{_LABEL_WIDTH}}  ", "dim").append(drawn, "cyan").append(f"  {name}", "dim")
 
 
 def _cells(curve: Points, scale: Scale, last: float, columns: int) -> Sequence[Sequence[int]]:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from mlx_lora.commands import losscurve, trainsummary
-from mlx_lora.commands.losscurve import draw_losses, print_loss_curve
+from mlx_lora.commands.losscurve import draw_bars, draw_losses, print_loss_curve
 from tests.report.run_folders import START, step, validation, write_run
 
 
@@ -35,6 +35,12 @@ def test_validations_are_marked_where_they_lie():
     assert "● validation" not in drawn([(1.0, 4.0), (2.0, 3.0)])[0]
 
 
+def test_bars_lie_under_their_steps_and_are_labelled_with_the_highest():
+    rates = [(1.0, 0.001), (2.0, 0.002), (3.0, 0.004), (4.0, 0.004), (5.0, math.nan), (6.0, 0.0)]
+    assert draw_bars("learning rate", rates, 12).plain == "  0.004  ▃▃▅▅██████▁▁  learning rate"
+    assert draw_bars("gradient norm", [(1.0, 0.0), (2.0, 0.0)], 4).plain == "      0  ▁▁▁▁  gradient norm"
+
+
 def test_a_wide_span_has_a_logarithmic_axis():
     lines = drawn([(float(number), 10.0 / number**2) for number in range(1, 30)])
     assert "(log)" in lines[0]
@@ -59,7 +65,10 @@ def printed(monkeypatch, folder, **settings):
 
 
 def test_it_is_drawn_on_a_terminal_and_nowhere_else(monkeypatch, folder):
-    assert printed(monkeypatch, folder, force_terminal=True).count("\n") == 11
+    lines = printed(monkeypatch, folder, force_terminal=True, color_system=None).splitlines()
+    assert len(lines) == 13
+    assert max(map(len, lines)) <= 80
+    assert [line.split("  ")[-1].strip() for line in lines[-2:]] == ["learning rate", "gradient norm"]
     assert printed(monkeypatch, folder, force_terminal=False) == ""
     assert printed(monkeypatch, folder, force_terminal=True, width=20) == ""
 
