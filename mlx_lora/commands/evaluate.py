@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,9 @@ def run_evaluate(
     custom = load_metrics(metrics)
     subjects = [_read_subject(path) for path in adapters]
     sources = read_sources(choose_sources(subjects, data), limit)
+    for source in sources:
+        if source.held_out:
+            _note(f"no test rows are named: what the run held out of {source.path} is asked, {source.rows} rows")
     if output is not None and output.suffix == ".json" and max(1, len(subjects)) * len(sources) > 1:
         raise ConfigError(f"--output {output}: several results do not fit one file", "give a folder")
     _check_places(subjects, sources, output)
@@ -65,16 +68,20 @@ def run_evaluate(
         seed=seed,
         custom=custom,
     )
-    evaluations = [
-        one for subject in subjects for one in _evaluate_adapter(asker, subject, sources, metrics, with_base=base)
-    ]
-    evaluations += [] if subjects else [_evaluate_base(asker, source, metrics) for source in sources]
-    objects = [_save(one, subjects, {**asker.settings(), "limit": limit}, output) for one in evaluations]
+    evaluations, objects, places = list["Evaluation"](), list[dict[str, Any]](), list[Path]()
+    for one in _evaluate(asker, subjects, sources, metrics, with_base=base):
+        evaluations.append(one)
+        # At once: what was answered is kept if something later fails.
+        result, place = _save(one, subjects, {**asker.settings(), "limit": limit}, output)
+        objects.append(result)
+        places += [] if place is None else [place]
     if json_output:
         published = objects[0] if len(objects) == 1 else {"results": objects}
         sys.stdout.write(json.dumps(published, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     else:
         _print(evaluations, sources)
+        for place in places:
+            talk.print(f"all answers: {place}", markup=False, soft_wrap=True)
     return _exit_code(evaluations, fail_under)
 
 
@@ -113,7 +120,7 @@ def _check_metrics(metrics: Sequence[str], sources: "Sequence[Source]") -> None:
             )
     for source in sources if metrics else ():
         if (leading := source.leading_metric(metrics)) not in metrics:
-            talk.print(f"note: {source.name} is scored by {leading}", markup=False, soft_wrap=True)
+            _note(f"{source.name} is scored by {leading}")
 
 
 def _read_subject(path: Path) -> "Subject":
@@ -148,30 +155,52 @@ def _load(subjects: "Sequence[Subject]", model: str | None) -> "LoadedModel":
     loaded = load_base(name, revision=revision, compute=computes.pop() if len(computes) == 1 else "auto")
     talk.print(f"{loaded.identity.name}  {loaded.compute}", markup=False)
     if note := batching_note(loaded.model):
-        talk.print(f"note: {note}", markup=False, soft_wrap=True)
+        _note(note)
     return loaded
+
+
+def _note(line: str) -> None:
+    talk.print(f"note: {line}", markup=False, soft_wrap=True)
+
+
+def _evaluate(
+    asker: "Asker",
+    subjects: "Sequence[Subject]",
+    sources: "Sequence[Source]",
+    metrics: Sequence[str],
+    *,
+    with_base: bool,
+) -> "Iterator[Evaluation]":
+    for subject in subjects:
+        yield from _evaluate_adapter(asker, subject, sources, metrics, with_base=with_base)
+    if not subjects:
+        for source in sources:
+            yield _evaluate_base(asker, source, metrics)
 
 
 def _evaluate_adapter(
     asker: "Asker", subject: "Subject", sources: "Sequence[Source]", metrics: Sequence[str], *, with_base: bool
-) -> "list[Evaluation]":
+) -> "Iterator[Evaluation]":
     from mlx_lora.evaluation.result import Evaluation
 
     rendering = subject.rendering
     base_rows = [asker.ask_base(rendering, source)[0] if with_base else None for source in sources]
-    evaluations = []
     with asker.adapted(subject) as applied:
         talk.print(f"{subject.label}: {applied.line}", markup=False, soft_wrap=True)
         for note in applied.notes:
-            talk.print(f"note: {note}", markup=False, soft_wrap=True)
+            _note(note)
         for source, base in zip(sources, base_rows, strict=True):
-            if source.is_training_data_of(subject):
-                note = f"{subject.label} was trained on {source.path}: this shows memory, not learning"
-                talk.print(f"note: {note}", markup=False, soft_wrap=True)
+            if trained_on := source.is_training_data_of(subject):
+                _note(f"{subject.label} was trained on {source.path}: this shows memory, not learning")
             rows, seconds = asker.ask(subject.label, rendering, source)
-            leading = source.leading_metric(metrics)
-            evaluations.append(Evaluation(subject.label, source.facts(), rows, base, leading, seconds))
-    return evaluations
+            long = sum(row.reference_tokens > asker.asking.max_tokens + 1 for row in rows)
+            if long and source.kind == "open":
+                _note(
+                    f"{source.name}: {long} of {len(rows)} right answers are longer than --max-tokens "
+                    f"{asker.asking.max_tokens}, so no answer can match them"
+                )
+            facts = source.facts() | {"trained_on": trained_on}
+            yield Evaluation(subject.label, facts, rows, base, source.leading_metric(metrics), seconds)
 
 
 def _evaluate_base(asker: "Asker", source: "Source", metrics: Sequence[str]) -> "Evaluation":
@@ -184,8 +213,8 @@ def _evaluate_base(asker: "Asker", source: "Source", metrics: Sequence[str]) -> 
 
 def _save(
     one: "Evaluation", subjects: "Sequence[Subject]", settings: dict[str, Any], output: Path | None
-) -> dict[str, Any]:
-    """Write the result whole or not at all; return it."""
+) -> tuple[dict[str, Any], Path | None]:
+    """Write the result whole or not at all; return it and its file."""
     from mlx_lora.evaluation.result import build_result
 
     subject = next((subject for subject in subjects if subject.label == one.label), None)
@@ -201,12 +230,12 @@ def _save(
     place = _result_place(one.label, str(one.data["name"]), subject, output, several=len(subjects) > 1)
     if place is not None:
         write_json(place, result)
-    return result
+    return result, place
 
 
 def _check_places(subjects: "Sequence[Subject]", sources: "Sequence[Source]", output: Path | None) -> None:
     """Raises: MlxLoraError where a result cannot be written, or would be written over what is asked."""
-    asked = {typed_path(source.path).resolve() for source in sources}
+    asked, taken = {typed_path(source.path).resolve() for source in sources}, dict[Path, str]()
     everyone: Sequence[Subject | None] = subjects or [None]
     for subject in everyone:
         for source in sources:
@@ -215,6 +244,9 @@ def _check_places(subjects: "Sequence[Subject]", sources: "Sequence[Source]", ou
             if place is None:
                 continue
             refuse_unwritable(place)
+            if (other := taken.setdefault(place.resolve(), label)) != label:
+                fact = f"--output {output}: the results of {other} and {label} would both be {place.name}"
+                raise ConfigError(fact, "leave --output out, or evaluate them one at a time")
             if place.resolve() in asked:
                 raise ConfigError(f"--output {place}: holds what is asked", "give another file or folder")
 
@@ -237,7 +269,7 @@ def _print(evaluations: "Sequence[Evaluation]", sources: "Sequence[Source]") -> 
 
     console = Console(highlight=False)
     for source in sources:
-        print_evaluations(console, [one for one in evaluations if one.data["source"] == source.path])
+        print_evaluations(console, [one for one in evaluations if one.data["name"] == source.name])
     if len(sources) > 1:
         print_summary(console, evaluations)
 

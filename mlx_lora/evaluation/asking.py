@@ -55,7 +55,7 @@ class Asker:
 
     def ask_base(self, rendering: Rendering, source: Source) -> tuple[list[ScoredAnswer], float]:
         """The base's answers to these prompts, asked once; call it while no adapter is on."""
-        key = (rendering.key, source.path)
+        key = (rendering.key, source.name)
         if key not in self._of_base:
             self._of_base[key] = self.ask("base", rendering, source)
         return self._of_base[key]

@@ -66,6 +66,7 @@ class DataFacts(_Part):
     rows: int
     asked: int = Field(description="fewer than rows with a limit")
     kind: DataKind = "open"
+    trained_on: bool = Field(False, description="the adapter was trained on these very rows")
 
 
 class RightOrWrong(_Part):

@@ -9,7 +9,7 @@ from mlx_lora.dataset.rendering import ChatTokenizer
 from mlx_lora.evaluation.metrics import ScoredAnswer, kind_of
 from mlx_lora.evaluation.questions import build_questions
 from mlx_lora.evaluation.statistics import compare_right
-from mlx_lora.evaluation.subjects import Source, read_source
+from mlx_lora.evaluation.subjects import Chosen, Source, read_source
 from mlx_lora.evaluation.verdict import ALPHA
 
 METRICS = {"open": "contains", "choice": "accuracy"}  # a base answers open questions in sentences
@@ -49,7 +49,7 @@ class Retention:
 
 def read_retention_set(name: str, tokenizer: ChatTokenizer, settings: DataSettings) -> Source:
     """The questions of `train.retention`, tried with the run's template now. Raises: DataError, as eval would."""
-    source = read_source(name, "test", BUILTIN_QUESTIONS if name == BUILTIN else None)
+    source = read_source(Chosen(name, "test"), BUILTIN_QUESTIONS if name == BUILTIN else None)
     build_questions(source.records, tokenizer, settings)
     return source
 

@@ -8,11 +8,12 @@ from typing import Any
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.builtin import BUILTIN_DATA_SETS
 from mlx_lora.dataset.record import Record
-from mlx_lora.dataset.records import read_records
-from mlx_lora.dataset.splits import records_sha256
+from mlx_lora.dataset.records import read_records, read_split_if_present
+from mlx_lora.dataset.splits import records_sha256, split_by_question
 from mlx_lora.errors import DataError
 from mlx_lora.evaluation.metrics import CHOICE_METRICS, OPEN_METRICS
 from mlx_lora.evaluation.result_format import DataKind
+from mlx_lora.files import typed_path
 from mlx_lora.lora.adapter import AdapterFolder
 from mlx_lora.lora.rendering import Rendering
 
@@ -39,6 +40,8 @@ class Source:
     sha256: str
     rows: int
     records: list[Record]
+    held_out: bool = False  # of the training file, by the run itself
+    every: Sequence[Record] = ()  # the rows that `records` are taken from
 
     def facts(self) -> dict[str, Any]:
         """For the result file."""
@@ -66,38 +69,62 @@ class Source:
         return "contains" if self.path in BUILTIN_DATA_SETS else OPEN_METRICS[0]  # nobody trained it to be brief
 
     def is_training_data_of(self, subject: Subject) -> bool:
-        """Whether these are the very rows that the adapter was trained on."""
+        """Whether these are the very rows that the adapter was trained on, or those and what its run held out."""
         hashes = subject.adapter.facts.get("data_sha256")
-        return isinstance(hashes, dict) and hashes.get("train") == self.sha256
+        trained = hashes.get("train") if isinstance(hashes, dict) else None
+        if trained is None or self.held_out or subject.run is None:
+            return trained is not None and trained == self.sha256
+        taught, _ = split_by_question(self.every, subject.run.data.valid_share, subject.run.train.seed)
+        return trained in (self.sha256, records_sha256(taught))
 
 
-def choose_sources(subjects: Sequence[Subject], data: Sequence[str]) -> list[tuple[str, str]]:
-    """(source, split) of every data set: as asked, else the test or valid rows of the adapters' run files.
+@dataclass(frozen=True)
+class Chosen:
+    """A data set to read: its path and split; with `held_out` only what a run with this share and seed held out."""
 
-    Raises: DataError where neither names any.
+    path: str
+    split: str
+    held_out: tuple[float, int] | None = None
+
+
+def choose_sources(subjects: Sequence[Subject], data: Sequence[str]) -> list[Chosen]:
+    """Every data set to ask: those named, else what the adapters' runs had to test or validate with.
+
+    Raises: DataError where there are none.
     """
     remedy = "name the questions with --data FILE"
     if data:
-        return [(source, "test") for source in dict.fromkeys(data)]
+        return [Chosen(source, "test") for source in dict.fromkeys(data)]
     if not subjects:
         raise DataError("a base alone: what shall it be asked?", remedy)
-    found: dict[tuple[str, str], None] = {}
+    found: dict[Chosen, None] = {}
     for subject in subjects:
         if subject.run is None:
             raise DataError(f"{subject.label}: no run.yaml says what to ask", remedy)
-        settings = subject.run.data
-        if settings.test:
-            found[settings.test, "test"] = None
-        elif settings.valid:
-            found[settings.valid, "valid"] = None
-        else:
-            raise DataError(f"{subject.folder / 'run.yaml'}: data.test and data.valid are null", remedy)
+        chosen = _untrained_rows(subject.run)
+        if chosen is None:
+            fact = "data.test and data.valid are null, and data.valid_share is 0"
+            raise DataError(f"{subject.folder / 'run.yaml'}: {fact}", remedy)
+        found[chosen] = None
     return list(found)
 
 
-def read_sources(chosen: Sequence[tuple[str, str]], limit: int | None) -> list[Source]:
+def _untrained_rows(run: RunConfig) -> Chosen | None:
+    """What load_splits had: test rows before validation rows, named before found, found before held out."""
+    data = run.data
+    for split, named in (("test", data.test), ("valid", data.valid)):
+        if named:
+            return Chosen(named, split)
+        # Where there are rows to fall back on, training data that has gone is no reason to stop.
+        wanted = data.valid is None or typed_path(data.train).is_dir()
+        if wanted and read_split_if_present(data.train, split) is not None:
+            return Chosen(data.train, split)
+    return Chosen(data.train, "train", (data.valid_share, run.train.seed)) if data.valid_share > 0 else None
+
+
+def read_sources(chosen: Sequence[Chosen], limit: int | None) -> list[Source]:
     """Read all data sets; those of one name are told apart by the beginning of their hash. Raises: DataError."""
-    sources = [read_source(source, split, limit) for source, split in chosen]
+    sources = [read_source(one, limit) for one in chosen]
     names = [source.name for source in sources]
     return [
         replace(source, name=f"{source.name}-{source.sha256[:8]}") if names.count(source.name) > 1 else source
@@ -105,12 +132,18 @@ def read_sources(chosen: Sequence[tuple[str, str]], limit: int | None) -> list[S
     ]
 
 
-def read_source(source: str, split: str, limit: int | None) -> Source:
+def read_source(chosen: Chosen, limit: int | None) -> Source:
     """Read a data set; at most `limit` rows of it are asked, evenly spread. Raises: DataError."""
-    records = read_records(source, split)
+    records = read_records(chosen.path, chosen.split)
+    name = data_name(chosen.path, chosen.split)
+    if chosen.held_out is not None:
+        _, records = split_by_question(records, *chosen.held_out)
+        name += "-held-out"
+        if not records:
+            raise DataError(f"{chosen.path}: no row was held out", "name the questions with --data FILE")
     _refuse_mixture(records)
-    rows = spread_rows(records, limit)
-    return Source(data_name(source, split), source, records_sha256(records), len(records), rows)
+    rows, held_out = spread_rows(records, limit), chosen.held_out is not None
+    return Source(name, chosen.path, records_sha256(records), len(records), rows, held_out, records)
 
 
 def _refuse_mixture(records: Sequence[Record]) -> None:

@@ -120,6 +120,8 @@ def _table(
         for name in _tested(evaluations):
             by = "" if name == metric else f" by {metric_name(name)}"
             table.add_row(f"fixed / broken{by}", *blank, *(_of_test(one, name, _changes) for one in evaluations))
+            if name == metric and is_share(name):
+                table.add_row("kept right / kept wrong", *blank, *(_of_test(one, name, _kept) for one in evaluations))
             table.add_row(f"p (exact, paired){by}", *blank, *(_of_test(one, name, _chance) for one in evaluations))
     return table
 
@@ -163,6 +165,10 @@ def _of_test(evaluation: Evaluation, metric: Metric, show: Callable[[MetricTest]
 
 def _changes(test: MetricTest) -> str:
     return f"{len(test.changes.fixed)} / {len(test.changes.broken)}"
+
+
+def _kept(test: MetricTest) -> str:
+    return f"{len(test.changes.kept_right)} / {len(test.changes.kept_wrong)}"
 
 
 def _chance(test: MetricTest) -> str:

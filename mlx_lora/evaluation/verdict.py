@@ -79,7 +79,10 @@ def compare(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnsw
         kind = "mixed"
     else:
         kind = "learned" if gained else "worse" if lost else "no difference"
-    words = _Words(base, adapter, metric, tuple(one.metric for one in looked_at), gained, lost, damage.signs)
+    likelihood = _likelihood(base_rows, adapter_rows)
+    words = _Words(
+        base, adapter, metric, tuple(one.metric for one in looked_at), gained, lost, damage.signs, likelihood
+    )
     unchanged = all(one.prediction == two.prediction for one, two in zip(base_rows, adapter_rows, strict=True))
     sentence = words.sentence(kind, unchanged)
     return Comparison(base, adapter, metric, tests, kind, gained, lost, damage.signs, sentence)
@@ -138,6 +141,15 @@ def _is_broken(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredA
     return worse_than_guessing and _less_likely(base_rows, adapter_rows)
 
 
+def _likelihood(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer]) -> str:
+    """How the adapter finds the right answers beside the base, where chance does not explain it; else nothing."""
+    moved = [two.reference_nats - one.reference_nats for one, two in zip(base_rows, adapter_rows, strict=True)]
+    enough = [_SAME_NATS * row.reference_tokens for row in base_rows]
+    better = sum(by < -least for by, least in zip(moved, enough, strict=True))
+    worse = sum(by > least or math.isnan(by) for by, least in zip(moved, enough, strict=True))
+    return "" if sign_test(better, worse) >= ALPHA else "likelier" if better > worse else "less likely"
+
+
 def _less_likely(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer]) -> bool:
     """Whether the adapter finds the right answers less likely than the base, more often than by chance."""
     pairs = [(one.reference_nats, two.reference_nats) for one, two in zip(base_rows, adapter_rows, strict=True)]
@@ -162,6 +174,7 @@ class _Words:
     gained: tuple[str, ...]
     lost: tuple[str, ...]
     signs: tuple[str, ...]
+    likelihood: str  # of the right answers: "likelier", "less likely" or nothing
 
     def sentence(self, kind: VerdictKind, unchanged: bool) -> str:
         """The scores and what they mean; `unchanged` says that every answer is the base's own."""
@@ -169,16 +182,20 @@ class _Words:
         if kind == "taught nothing":
             return f"{self._scores()}: {own}, the adapter taught nothing"
         if kind == "broken":
-            base, adapter = show_perplexity(self.base.perplexity), show_perplexity(self.adapter.perplexity)
-            found = [f"perplexity of the right answers {adapter} against {base}", *self.signs]
+            found = [f"perplexity of the right answers {self._perplexities()}", *self.signs]
             return f"{self._scores()}: the adapter broke the model ({'; '.join(found)})"
         damage = f" ({'; '.join(self.signs)})" if self.signs else ""
         if kind == "no difference":
             few = f"; {self.adapter.count} questions are too few to show one" if self.adapter.count < _FEW else ""
             unmoved = f"{own}; " if unchanged else ""
-            return f"{self._scores()}: {unmoved}no difference that chance would not explain{few}{damage}"
+            moved = f", but the right answers are {self.likelihood}: perplexity {self._perplexities()}"
+            nats = moved if self.likelihood else ""
+            return f"{self._scores()}: {unmoved}no difference that chance would not explain{few}{nats}{damage}"
         words = {"learned": "it learned", "worse": "worse than the base", "mixed": "better and worse than the base"}
         return f"{self._scores()}: {words[kind]}{self._which()}{damage}"
+
+    def _perplexities(self) -> str:
+        return f"{show_perplexity(self.adapter.perplexity)} against {show_perplexity(self.base.perplexity)}"
 
     def _divided(self) -> bool:
         """Whether the metrics tell different stories."""

@@ -220,6 +220,10 @@ def test_without_data_the_run_file_says_what_to_ask(workshop: Path, capsys: pyte
         run_file.write_text(
             f"model: m\ndata: {{train: {workshop / 'quiz.jsonl'}}}\ntrain: {{epochs: 1}}\noutput_dir: x\n"
         )
+        held_out = evaluate(workshop, "good", data=(), capsys=capsys)
+        assert held_out["data"]["rows"] == round(0.1 * len((workshop / "quiz.jsonl").read_text().splitlines()))
+        assert held_out["data"]["trained_on"] is False
+        run_file.write_text(run_file.read_text().replace("}\ntrain", ", valid_share: 0}\ntrain"))
         with pytest.raises(DataError, match=r"data\.test and data\.valid are null"):
             run_evaluate([workshop / "good"])
     finally:
@@ -256,7 +260,41 @@ def test_rows_that_were_trained_on_are_pointed_out(
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "adapters.safetensors").write_bytes((workshop / "good" / "adapters.safetensors").read_bytes())
     assert run_evaluate([tmp_path], data=[str(workshop / "quiz.jsonl")], max_tokens=2) == 0
-    assert "this shows memory, not learning" in " ".join(capsys.readouterr().err.split())
+    said = capsys.readouterr().err
+    assert "this shows memory, not learning" in said
+    assert read_result(tmp_path / "eval" / "quiz.json").data.trained_on
+    assert "right answers are longer than --max-tokens 2, so no answer can match them" in said
+
+
+def test_what_was_answered_is_kept_where_something_later_fails(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_lora.evaluation.asking import Asker
+
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    for file in (first, second):
+        file.write_text('{"question": "Who?", "answer": "Ann"}\n')
+    ask = Asker.ask
+
+    def fails_late(asker: Asker, label: str, rendering: Any, source: Any) -> Any:
+        if source.name == "second":
+            raise KeyboardInterrupt
+        return ask(asker, label, rendering, source)
+
+    monkeypatch.setattr(Asker, "ask", fails_late)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate([workshop / "good"], data=[str(first), str(second)], max_tokens=2, output=tmp_path / "out")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["first.json"]
+
+
+def test_results_of_one_place_are_refused_before_anything_is_loaded(workshop: Path, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "good").symlink_to(workshop / "good")
+    both = [workshop / "good", tmp_path / "deep" / "good"]
+    with pytest.raises(
+        ConfigError, match=r"--output .*: the results of .*good and .*good would both be good-quiz\.json"
+    ):
+        run_evaluate(both, data=[str(workshop / "quiz.jsonl")], output=tmp_path / "results")
 
 
 @pytest.mark.parametrize(

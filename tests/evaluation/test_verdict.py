@@ -170,3 +170,18 @@ def test_rounding_never_claims_all_or_none(share: float, text: str) -> None:
 )
 def test_perplexities_are_readable(value: float, text: str) -> None:
     assert show_perplexity(value) == text
+
+
+@pytest.mark.parametrize(
+    ("nats", "told"),
+    [
+        (0.5, ", but the right answers are likelier: perplexity 1.28 against 2.72"),
+        (6.0, ", but the right answers are less likely: perplexity 20.1 against 2.72"),
+        (2.01, ""),  # less than a hundredth of a nat a token
+    ],
+)
+def test_where_no_answer_is_right_the_likelihood_of_the_right_ones_is_told(nats: float, told: str) -> None:
+    said = [row(f"something else {place}", question=f"question {place}?", nats=nats) for place in range(70)]
+    comparison = compare(rows(0, 70), said, "exact_match")
+    assert comparison.kind == "no difference"
+    assert comparison.sentence.endswith(f"no difference that chance would not explain{told}")
