@@ -20,7 +20,7 @@ def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
 
     Raises: ModelError when the tokenizer cannot be loaded; ConfigError when data.chat_template cannot be read.
     """
-    from mlx_lora.commands.preflight import resolve_auto, run_rows
+    from mlx_lora.commands.preflight import sized_run
     from mlx_lora.commands.rundata import load_run_tokenizer
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
     from mlx_lora.dataset.splits import load_splits
@@ -32,7 +32,7 @@ def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data, stop_on_fault=False)
     if config.train.batch_size == "auto":
-        config = resolve_auto(config, run_rows(config, tokenizer, splits, built))
+        config, _ = sized_run(config, tokenizer, splits, built)
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
     shown = built["train"].examples[:show]
     if json_output:

@@ -48,7 +48,7 @@ def run_plan(config: RunConfig, *, json_output: bool) -> int:
 
 
 def _build(config: RunConfig) -> Plan:
-    from mlx_lora.commands.preflight import frozen_folder, require_weights_fit, resolve_auto, run_rows
+    from mlx_lora.commands.preflight import frozen_folder, require_weights_fit, sized_run
     from mlx_lora.commands.rundata import load_run_tokenizer
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
     from mlx_lora.dataset.splits import load_splits
@@ -61,8 +61,7 @@ def _build(config: RunConfig) -> Plan:
     splits = load_splits(config.data, config.train.seed)
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data)
-    rows = run_rows(config, tokenizer, splits, built)
-    config = resolve_auto(config, rows)
+    config, rows = sized_run(config, tokenizer, splits, built)
     inspect_splits(splits, built, tokenizer.eos_ids, config).raise_faults()
     require_weights_fit(config, find_bounds(config, rows), room)
     talk.print("measuring on a thin slice of the model …", markup=False)

@@ -23,22 +23,39 @@ if TYPE_CHECKING:
 _UNMEASURED_CACHE = 2**30  # bytes that MLX may keep of freed arrays until the first step has shown what one takes
 
 
-def run_rows(
-    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", built: "Mapping[str, ExampleSet]"
-) -> "RunRows":
-    """The rows of the run and the questions that its model answers.
+def sized_run(
+    config: RunConfig,
+    tokenizer: "Tokenizer",
+    splits: "DataSplits",
+    built: "Mapping[str, ExampleSet]",
+    *,
+    ranks: int = 1,
+    earlier: Path | None = None,
+) -> tuple[RunConfig, "RunRows"]:
+    """`config` with a number for `batch_size: auto`, the rows of the run, and the questions that its model answers.
 
-    Where the base will answer replay prompts, there are rows as long as the longest answers. Raises: DataError.
+    The number is that of the run file `earlier`, where a run is resumed. Where the base will answer replay prompts,
+    there are rows as long as the longest answers. Raises: DataError, PredictionError.
     """
     from mlx_lora.memory.fitting import changed
+
+    if config.train.batch_size != "auto":
+        return config, _run_rows(config, tokenizer, splits, built, ranks)
+    rows = _run_rows(changed(config, batch_size=1), tokenizer, splits, built, ranks)
+    config = _resolve_auto(config, rows, earlier)
+    return config, _run_rows(config, tokenizer, splits, built, ranks)  # larger batches reach more replay prompts
+
+
+def _run_rows(
+    config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", built: "Mapping[str, ExampleSet]", ranks: int
+) -> "RunRows":
     from mlx_lora.memory.prediction import REPLAY
     from mlx_lora.memory.rows import Asked, RunRows
-    from mlx_lora.training.replay import MOST_TOKENS, ROWS
+    from mlx_lora.training.replay import LIKELIEST, MOST_TOKENS, ROWS
 
     taught = built["train"].examples
-    counted = changed(config, batch_size=1) if config.train.batch_size == "auto" else config
-    prompts = longest_prompts(counted, tokenizer, splits, len(taught)) if taught else []
-    asked = [Asked(REPLAY, prompts, MOST_TOKENS, rows=ROWS)] if prompts else []
+    prompts = longest_prompts(config, tokenizer, splits, len(taught), ranks) if taught else []
+    asked = [Asked(REPLAY, prompts, MOST_TOKENS, rows=ROWS, likeliest=LIKELIEST)] if prompts else []
     rows = [*taught, *stand_in_rows(config, prompts, taught)]
     return RunRows(rows, built["valid"].examples, [*asked, *_retention_questions(config, tokenizer)])
 
@@ -62,16 +79,10 @@ def _retention_questions(config: RunConfig, tokenizer: "Tokenizer") -> "list[Ask
     return [Asked(RETENTION, [question.prompt for question in questions], MAX_TOKENS, references)]
 
 
-def resolve_auto(config: RunConfig, rows: "RunRows", *, earlier: Path | None = None) -> RunConfig:
-    """`config` with a number for `batch_size: auto`; that of the run file `earlier`, where a run is resumed.
-
-    Raises: PredictionError.
-    """
+def _resolve_auto(config: RunConfig, rows: "RunRows", earlier: Path | None) -> RunConfig:
     from mlx_lora.memory.fitting import changed, resolve_batch_size
     from mlx_lora.memory.machine import find_room
 
-    if config.train.batch_size != "auto":
-        return config
     if earlier is not None and earlier.is_file():
         return changed(config, batch_size=load_config(earlier).train.batch_size)
     if not rows.train:  # the report on the data says so
@@ -99,13 +110,13 @@ def fit_run(config: RunConfig, rows: "RunRows") -> str:
     if peak > room.nbytes:
         try:
             worst = predict(Slices(config, rows, frozen_folder(), room.nbytes)).worst
-            if worst.total > room.nbytes:
-                raise _does_not_fit(config, rows, worst, room)
         except PredictionError as error:
             return f"warning: {error.message}"
         finally:
             mx.clear_cache()
             mx.reset_peak_memory()  # what was measured is no part of the run
+        if worst.total > room.nbytes:
+            raise _does_not_fit(config, rows, worst, room)
         peak, working = worst.total, worst.working
         needed = f"about {format_bytes(peak)} needed"
     set_limits(choose_limits(peak, working, room))
@@ -134,7 +145,10 @@ def _does_not_fit(config: RunConfig, rows: "RunRows", worst: "Phase", room: "Roo
         f"{config.model}: this run does not fit: {worst.name} needs {format_bytes(worst.total)}, and there are "
         f"{format_bytes(room.nbytes)} ({room.source})"
     )
-    remedy = find_remedy(config, rows, frozen_folder(), room.nbytes)
+    try:
+        remedy = find_remedy(config, rows, frozen_folder(), room.nbytes)
+    except PredictionError as error:
+        return TrainingError(message, f"what would fit cannot be measured: {error.message}")
     if remedy is None:
         return TrainingError(message, "take a smaller base, or one with fewer bits; `mlx-lora plan` shows the parts")
     settings = " ".join(f"--set {setting}" for setting in remedy.settings)

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_lora.commands.preflight import fit_run, resolve_auto, run_rows
+from mlx_lora.commands.preflight import fit_run, sized_run
 from mlx_lora.commands.runfacts import run_facts
 from mlx_lora.commands.trainloop import train_and_validate
 from mlx_lora.commands.trainresume import require_same_run, resume_session, saved_line
@@ -102,6 +102,8 @@ def _run(
     config: RunConfig, group: "Group", stop: Stop, *, resume: bool, overwrite: bool, force: bool
 ) -> dict[str, Any]:
     """All of the run, from the claimed folder to the summary."""
+    import mlx.core as mx
+
     from mlx_lora.training.checkpoint import find_checkpoint
     from mlx_lora.training.runfolder import Metrics, claimed_folder
 
@@ -118,7 +120,8 @@ def _run(
             _clear(folder)
         if group.leads:
             write_whole(folder / "run.yaml", dump_config(session.config))
-        started = time.perf_counter()
+        started, peak_before = time.perf_counter(), mx.get_peak_memory()
+        mx.reset_peak_memory()  # what a step takes says how much freed memory is worth keeping
         resume_step = session.progress.step if resume else None
         with Metrics(folder / "metrics.jsonl", resume_step) if group.leads else nullcontext() as metrics:
             for note in [*notes, *(metrics.notes if metrics else [])]:
@@ -133,7 +136,7 @@ def _run(
             retention = watch() if metrics and stopped_by != "signal" else None
             if metrics and retention:
                 metrics.write("retention", {"step": session.progress.step, **retention})
-            return build_summary(session, folder, stopped_by, seconds, metrics) | {"retention": retention}
+            return build_summary(session, folder, stopped_by, seconds, peak_before, metrics) | {"retention": retention}
 
 
 def _build(
@@ -145,6 +148,7 @@ def _build(
     from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
     from mlx_lora.dataset.replay import examples_sha256
     from mlx_lora.dataset.splits import load_splits, records_sha256, row_formats
+    from mlx_lora.lora.adapter import check_base
     from mlx_lora.lora.inject import inject_lora
     from mlx_lora.model.load import load_base
     from mlx_lora.training.fingerprint import build_fingerprint, engine_parts
@@ -153,9 +157,9 @@ def _build(
     splits = load_splits(config.data, config.train.seed)
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data)
-    rows = run_rows(config, tokenizer, splits, built)
     auto = config.train.batch_size == "auto"
-    config = resolve_auto(config, rows, earlier=typed_path(config.output_dir) / "run.yaml" if checkpoint else None)
+    earlier = typed_path(config.output_dir) / "run.yaml" if checkpoint else None
+    config, rows = sized_run(config, tokenizer, splits, built, ranks=group.size, earlier=earlier)
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
     inspection.raise_faults()
     for warning in inspection.warnings:
@@ -165,6 +169,8 @@ def _build(
     start = read_start(config)
     memory = fit_run(config, rows)
     base = load_base(config.model, revision=config.revision, compute=config.compute)
+    if start is not None:
+        check_base(start, dataclasses.asdict(base.identity))  # before the base answers thousands of prompts
     replay = build_replay(config, base, tokenizer, splits, train_set, group.size)
     injection = inject_lora(base.model, config.lora, seed=config.train.seed)
     print_header(config, base, injection, len(train_set), len(valid_set))
@@ -177,19 +183,19 @@ def _build(
         talk.print(f"note: {note}", markup=False, soft_wrap=True)
     if group.size > 1:
         talk.print(f"{group.size} ranks of {config.train.batch_size} rows each", markup=False)
-    session = build_session(config, base.model, [*train_set, *replay], valid_set, group)
+    session = build_session(config, base.model, [*train_set, *replay.rows], valid_set, group)
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
-    if replay:
-        data["replay"] = examples_sha256(replay)
+    if replay.rows:
+        data["replay"] = examples_sha256(replay.rows)
     facts = _facts(config, base, data) | {"row_formats": row_formats(splits.train)}
     facts |= start_facts(start, facts)
-    fingerprint = build_fingerprint(session, facts["identity"], data, facts["versions"], facts.get("started_from"))
+    compared = data | replay.compared
+    fingerprint = build_fingerprint(session, facts["identity"], compared, facts["versions"], facts.get("started_from"))
     if checkpoint:
         require_same_run(checkpoint, fingerprint, config.optimizer, force=force)  # before the layers run
     with RowsBar("frozen layers") as bar:
         store = cache_folder() / "frozen"
-        name = f"{base.identity.weights_sha256} {base.compute}"
-        for done, total in prepare_engine(session, injection.first_layer, name, store):
+        for done, total in prepare_engine(session, injection.first_layer, base.contents, store):
             bar.show(done, total)
     for report in session.reports:
         mark = "on " if report.active else "off"

@@ -28,9 +28,12 @@ def print_header(config: RunConfig, base: "LoadedModel", injection: Any, train_r
 
 
 def build_summary(
-    session: "Session", folder: Path, stopped_by: str, seconds: float, metrics: "Metrics | None"
+    session: "Session", folder: Path, stopped_by: str, seconds: float, peak_before: int, metrics: "Metrics | None"
 ) -> dict[str, Any]:
-    """How the run went: the object that --json prints. `seconds`: of this process; those before a resume are added."""
+    """How the run went: the object that --json prints. `seconds`: of this process; those before a resume are added.
+
+    peak_before: bytes of MLX's memory before the first step (loading, replay answers, the engine's check).
+    """
     import mlx.core as mx
 
     from mlx_lora.training.runfolder import ADAPTER_FILE
@@ -45,7 +48,7 @@ def build_summary(
         "best_validation_loss": session.progress.best_loss,
         "best_step": session.progress.best_step,
         "seconds": round(seconds + (metrics.seconds_before if metrics else 0.0), 1),
-        "peak_bytes": max(mx.get_peak_memory(), metrics.peak_before if metrics else 0),
+        "peak_bytes": max(mx.get_peak_memory(), peak_before, metrics.peak_before if metrics else 0),
         "adapter_bytes": adapter.stat().st_size if adapter.exists() else 0,
     }
 

@@ -74,10 +74,11 @@ def render_prompt(
     return tokens
 
 
-def render_beginning(words: str, tokenizer: ChatTokenizer, settings: DataSettings) -> list[int]:
-    """Tokens of a conversation in which a user has just begun to say `words`; none where the template changes them.
+def render_beginning(words: str, tokenizer: ChatTokenizer, settings: DataSettings) -> tuple[list[int], str]:
+    """Tokens of a conversation in which a user has just begun to say `words`, and what ends the user's turn.
 
-    Raises: DataError in the template's own words.
+    No tokens where the template changes the words; "" where white space alone ends the turn. Raises: DataError in the
+    template's own words.
     """
     begun: list[Message] = [{"role": "user", "content": f"{words} {_REST}"}]
     conversation, templated = with_system_prompt(begun, settings), has_template(tokenizer, settings)
@@ -85,10 +86,11 @@ def render_beginning(words: str, tokenizer: ChatTokenizer, settings: DataSetting
         text = render_text(conversation, tokenizer, settings, prompt=True)
     else:
         text = plain_prompt(conversation, "question/answer")
-    before, found, _ = text.partition(f"{words} {_REST}")
+    before, found, after = text.partition(f"{words} {_REST}")
     if not found:
-        return []
-    return encode_rendered(before + words, tokenizer) if templated else encode_plain(before + words, tokenizer)
+        return [], ""
+    closing = "".join(after.split()[:1])
+    return (encode_rendered if templated else encode_plain)(before + words, tokenizer), closing
 
 
 def record_prompt(record: Record, tokenizer: ChatTokenizer, settings: DataSettings) -> list[int]:

@@ -62,17 +62,18 @@ def read_prompts(source: str | None) -> list[Record]:
     return list(first.values())
 
 
-def choose_prompts(prompts: Iterable[Record], count: int, seed: int, asked: Iterable[Record]) -> list[Record]:
-    """At most `count` prompts in their order, drawn by `seed`; a larger count keeps those of a smaller one.
-
-    None that the run's own rows ask is among them: the base's answer would contradict.
-    """
+def without_asked(prompts: Iterable[Record], asked: Iterable[Record]) -> list[Record]:
+    """The prompts that no row of `asked` asks: the base's answer would contradict a taught one."""
     taken = {record.question_key for record in asked}
-    free = [record for record in prompts if record.question_key not in taken]
+    return [record for record in prompts if record.question_key not in taken]
+
+
+def choose_prompts(prompts: Sequence[Record], count: int, seed: int) -> list[Record]:
+    """At most `count` prompts in their order, drawn by `seed`; a larger count keeps those of a smaller one."""
     # By hash, not by shuffle: a prompt added to the file does not change which of the others are drawn.
-    drawn = sorted(free, key=lambda record: hashlib.sha256(f"{seed}/{record.question_key}".encode()).digest())
+    drawn = sorted(prompts, key=lambda record: hashlib.sha256(f"{seed}/{record.question_key}".encode()).digest())
     chosen = {record.question_key for record in drawn[:count]}
-    return [record for record in free if record.question_key in chosen]
+    return [record for record in prompts if record.question_key in chosen]
 
 
 def draw_beginnings(prompts: Sequence[Record], count: int, seed: int) -> list[str]:

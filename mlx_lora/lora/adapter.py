@@ -166,7 +166,7 @@ def apply_adapter(
     Raises: AdapterError for another base, other modules or shapes, an adapter that changes nothing or beyond all
     numbers, a model adapted already. The model is then untouched.
     """
-    notes = _check_base(adapter, identity)
+    notes = check_base(adapter, identity)
     refuse_adapted(model)
     modules = _find_modules(model, adapter)
     _check_shapes(adapter, modules)
@@ -195,7 +195,8 @@ def apply_adapter(
     return AppliedAdapter(tuple(modules), active, ratio, notes)
 
 
-def _check_base(adapter: AdapterFolder, identity: Mapping[str, Any] | None) -> tuple[str, ...]:
+def check_base(adapter: AdapterFolder, identity: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Notes on what cannot be checked. Raises: AdapterError where `identity` is not of the base it was trained on."""
     trained = adapter.facts.get("identity")
     if identity is None:
         return ()

@@ -18,6 +18,7 @@ from mlx_lora.memory.probe import Probe, Spent, measured
 from mlx_lora.memory.rows import Asked
 from mlx_lora.model.batching import Batching, choose_batching, common_prefix, prefill_prefix, row_limit
 from mlx_lora.model.caches import copy_rows
+from mlx_lora.model.generate import find_likeliest
 from mlx_lora.model.likelihood import continued_nats
 from mlx_lora.training.frozen import PassThrough
 
@@ -95,7 +96,8 @@ def _ask(model: nn.Module, asked: Asked, batching: Batching) -> _Beyond:
         continuing.nbytes -= _nbytes(copies)
         del copies
     with measured() as stepping:
-        mx.eval(model(mx.array(last)[:, None], cache=caches)[:, -1])
+        logits = model(mx.array(last)[:, None], cache=caches)[:, -1]
+        mx.eval(find_likeliest(logits, asked.likeliest) if asked.likeliest else logits)
     grown = _nbytes(caches) - there
     return _Beyond(opening.nbytes - there, continuing.nbytes, stepping.nbytes - grown)
 

@@ -1,6 +1,6 @@
 """What would fit: a batch size, the longest rows, a run that needs less, and what each part of the engine saves."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def resolve_batch_size(config: RunConfig, rows: RunRows, folder: Path, room: int
     if config.train.batch_size != "auto":
         return config
     size = 1
-    while 2 * size <= min(LARGEST_AUTO, len(rows.train) // LEAST_BATCHES):
+    while 2 * size <= min(LARGEST_AUTO, len(rows.taught) // LEAST_BATCHES):
         size *= 2
     while size > 1 and not _fits(changed(config, batch_size=size), rows, folder, room):
         size //= 2
@@ -77,7 +77,7 @@ def peak_bytes(config: RunConfig, rows: RunRows, folder: Path, room: int) -> int
 def largest_batch(slices: Slices, room: int) -> Limit:
     """The most taught rows in a micro-batch, all of them as long as the longest."""
     size = slices.config.train.batch_rows
-    phases = [slices.step(_longest(slices.rows.train, rows)) for rows in (size, 2 * size)]
+    phases = [slices.step(_longest(slices.rows, count)) for count in (size, 2 * size)]
     one, two = (phase.total for phase in phases)
     how = f"line through {size} and {2 * size} of the longest rows"
     if room <= one - phases[0].working:  # what lies there between steps does not fit by itself
@@ -94,7 +94,7 @@ def longest_row(slices: Slices, room: int) -> Limit:
     lengths = [longest // 4, longest // 2, longest]
     totals = []
     for length in lengths:
-        rows = [longer(row, length) for row in _longest(slices.rows.train, size)]
+        rows = [longer(row, length) for row in _longest(slices.rows, size)]
         phase = slices.step(rows[:few])
         # Memory grows with the positions, of which rows that share a prefix have fewer.
         times = slices.counting.positions(rows)[0] / slices.counting.positions(rows[:few])[0]
@@ -141,7 +141,7 @@ def find_remedy(config: RunConfig, rows: RunRows, folder: Path, room: int) -> Re
         kept = gentler.data.max_seq_length
         train, valid = ([row for row in part if len(row.tokens) <= kept] for part in (rows.train, rows.valid))
         left = RunRows(train, valid)
-        if not left.train:
+        if not left.taught:
             return None
         peak = peak_bytes(gentler, left, folder, room)
         if peak <= room:
@@ -165,7 +165,7 @@ def _without_questions(
         section, name = setting.split(".")
         part = getattr(config, section).model_copy(update={name: None})
         config = config.model_copy(update={section: part})
-    taught = [row for row in rows.train if row.expected is None] if REPLAY in too_large else rows.train
+    taught = rows.taught if REPLAY in too_large else rows.train
     others = max((nbytes for nbytes in taken.values() if nbytes <= room), default=0)
     return config, RunRows(taught, rows.valid), [f"{setting}=null" for setting in too_large], others
 
@@ -185,18 +185,18 @@ def _gentler(config: RunConfig, rows: RunRows) -> Iterator[tuple[list[str], RunC
         yield settings, config
     depth = len(iter_layers(outline_base(config.model, revision=config.revision)[0]))
     adapted = depth if config.lora.layers == "all" else config.lora.layers
-    for share in (2, 4, 8):
+    # What a run starts from has its layers.
+    for share in (2, 4, 8) if config.lora.start_from is None else ():
         lora = config.lora.model_copy(update={"layers": max(1, adapted // share)})
         yield [*settings, f"lora.layers={lora.layers}"], config.model_copy(update={"lora": lora})
-    longest = max(len(row.tokens) for row in rows.train)
+    longest = max(len(row.tokens) for row in rows.taught)
     for share in (2, 4, 8):
         limit = {"max_seq_length": max(2, longest // share), "truncation": "drop"}
         given = [f"data.{name}={value}" for name, value in limit.items()]
         yield [*settings, *given], config.model_copy(update={"data": config.data.model_copy(update=limit)})
 
 
-def _longest(examples: Sequence[Example], count: int) -> list[Example]:
+def _longest(rows: RunRows, count: int) -> list[Example]:
     """So many of the longest taught rows, over again where there are fewer."""
-    taught = [row for row in examples if row.expected is None]
-    order = sorted(taught, key=lambda row: len(row.tokens), reverse=True)
+    order = sorted(rows.taught, key=lambda row: len(row.tokens), reverse=True)
     return [order[place % len(order)] for place in range(count)]

@@ -25,6 +25,7 @@ class Asked:
     max_tokens: int  # of an answer
     references: Sequence[Sequence[int]] | None = None
     rows: int = 32  # together, at most
+    likeliest: int = 0  # tokens kept at each place of an answer
 
     def longest(self, count: int) -> "Asked":
         """Only so many of the longest prompts."""
@@ -40,6 +41,11 @@ class RunRows:
     train: Sequence[Example]
     valid: Sequence[Example]
     asked: Sequence[Asked] = ()
+
+    @property
+    def taught(self) -> list[Example]:
+        """The rows of `train` that are not replayed: an epoch is once through these."""
+        return [row for row in self.train if row.expected is None]
 
 
 @dataclass(frozen=True)

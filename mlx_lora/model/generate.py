@@ -23,6 +23,7 @@ __all__ = [
     "Piece",
     "PromptCache",
     "answer_nats",
+    "find_likeliest",
     "generate_answers",
     "iter_answers",
     "iter_nats",
@@ -198,7 +199,7 @@ class _OpenRows:
         """
         logits = self.model(mx.array(self.last)[:, None], cache=self.caches)[:, -1]
         if self.likeliest:
-            tokens, shares = (np.array(array) for array in _likeliest(logits, self.likeliest))
+            tokens, shares = (np.array(array) for array in find_likeliest(logits, self.likeliest))
             for place, row in enumerate(self.rows):
                 if not row.finished:
                     row.likeliest.append(Likeliest(tokens[place], shares[place]))
@@ -222,7 +223,7 @@ class _OpenRows:
         self.last = [self.last[place] for place in keep]
 
 
-def _likeliest(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
+def find_likeliest(logits: mx.array, count: int) -> tuple[mx.array, mx.array]:
     """The likeliest tokens (B, K) int32 of logits (B, V), in no order, and their probabilities, float32."""
     logits = logits.astype(mx.float32)
     count = min(count, logits.shape[-1])

@@ -50,6 +50,11 @@ class LoadedModel:
     compute: str
     quantization: dict[str, dict[str, Any]] | None
 
+    @property
+    def contents(self) -> str:
+        """What it computes follows from: config, weights and type."""
+        return f"{self.identity.config_sha256} {self.identity.weights_sha256} {self.compute}"
+
 
 def load_base(name: str, *, revision: str | None = None, compute: str = "auto") -> LoadedModel:
     """Load model `name` (built-in, folder or Hugging Face id) to compute as `compute` says (see RunConfig.compute).

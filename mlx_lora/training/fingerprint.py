@@ -28,6 +28,7 @@ _NOT_COMPARED: dict[str, Any] = {
 # The one place that says what --force lets pass, and why: the steps already made would have been the same ones.
 SAFE: dict[str, str] = {
     "versions": "the same steps to rounding",
+    "data.replay": "the base answered the same prompts anew: another machine, version or cache, so other rounding",
     "engine": "the same gradients to rounding",
     "settings.train.gradient_checkpointing": "the same gradients to rounding",
     "settings.train.eval_every": "only when validation looks",
@@ -66,12 +67,14 @@ def build_fingerprint(
 ) -> dict[str, Any]:
     """What must be the same when the run goes on, but for `engine_parts`.
 
-    data: hashes of the rows by split. start: of the adapter that the run started from, where it did from one.
+    data: hashes of the rows by split, and of the listed replay prompts. start: of the adapter that the run started
+    from, where it did from one.
     """
+    taught = [row for row in session.train_set if row.expected is None]
     return {
         "base": dict(identity),
         # Of equal rows another template, or a template with today's date in it, makes other tokens.
-        "data": {**data, "tokens": _tokens_sha256([*session.train_set, *session.valid_set])},
+        "data": {**data, "tokens": _tokens_sha256([*taught, *session.valid_set])},
         "settings": session.config.model_dump(mode="json", exclude=_NOT_COMPARED),
         TOTAL_STEPS: session.schedule.total_steps,
         "ranks": session.group.size,  # the rows of a step follow from it

@@ -33,7 +33,7 @@ class StepReport:
     tokens: int  # real tokens, prompt included
     padding_share: float
     seconds: float
-    peak_bytes: int  # of MLX's memory, since the run began
+    peak_bytes: int  # of MLX's memory, since the first step
 
 
 @dataclass(frozen=True)

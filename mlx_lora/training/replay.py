@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from mlx_lora.dataset.examples import Expected
 from mlx_lora.dataset.replay import BaseAnswer
+from mlx_lora.errors import MlxLoraError
 from mlx_lora.files import write_whole
 
 # Forgetting shows in how an answer begins; what follows costs as much to train and adds less.
@@ -24,12 +25,12 @@ _FORMAT = 2
 
 
 def answer_prompts(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], base: str, folder: Path
+    model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], base: str, folder: Path, say: Callable[[str], None]
 ) -> Iterator[tuple[int, int] | list[BaseAnswer]]:
     """Yield (done, in all) while the base works, and last its greedy answers in the order of the prompts.
 
     model: the base without adapters. `base` names its weights and how it computes. Answers are kept in `folder`, by
-    base, prompts and limit; what is found there is yielded at once.
+    base, prompts and limit; what is found there is yielded at once. `say` takes one line where they cannot be kept.
     """
     from mlx_lora.model.generate import iter_answers
 
@@ -49,9 +50,19 @@ def answer_prompts(
             found[place] = BaseAnswer(tokens, answer.stopped, expected)
             yield len(found), len(prompts)
         answers = [found[place] for place in range(len(prompts))]
-        write_whole(path, _packed(answers))
+        keep(path, _packed(answers), say)
         mx.clear_cache()
     yield answers
+
+
+def keep(path: Path, content: bytes, say: Callable[[str], None]) -> None:
+    """Write what could be made again; a disk that refuses is no reason to end the run."""
+    try:
+        write_whole(path, content)
+    except MlxLoraError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        say(f"not kept for the next run: {error.message}")
 
 
 def _packed(answers: Sequence[BaseAnswer]) -> bytes:

@@ -277,7 +277,6 @@ def _compare(session: Session, expected: tuple[mx.array, dict[str, mx.array]], r
     found = stepper.gradients(stepper.engine.arrays(batch, session.store))
     difference, limit = gradient_difference(found, expected), tolerance(session.model)
     mx.clear_cache()
-    mx.reset_peak_memory()
     if difference <= limit:
         line = f"loss and gradients differ from the plain forward by {difference:.1e} (limit {limit:.0e})"
         return PartReport("checked", True, line)

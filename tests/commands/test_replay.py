@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlx_lora.commands.check import run_check
@@ -80,6 +81,43 @@ def test_resume_refuses_other_replay_rows(rehearse, tmp_path, monkeypatch):
     (tmp_path / "prompts.txt").write_text("Who am I?\n")
     with pytest.raises(TrainingError, match=r"data\.replay: was "):
         run_train(path, resume=True)
+
+
+def test_answers_with_other_rounding_can_be_taken_for_the_same(rehearse, tmp_path, monkeypatch):
+    path = rehearse()
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        assert run_train(path) == 130
+    monkeypatch.setenv("MLX_LORA_CACHE", str(tmp_path / "empty"))
+    packed = replay._packed
+
+    def rounded(answers):
+        for answer in answers:
+            answer.expected.shares[:] *= np.float32(1 - 1e-6)
+        return packed(answers)
+
+    monkeypatch.setattr(replay, "_packed", rounded)
+    with pytest.raises(
+        TrainingError, match=r"data\.replay: was .* \(--force allows it: the base answered the same p"
+    ) as no:
+        run_train(path, resume=True)
+    assert no.value.hint.endswith("--resume --force")
+    assert run_train(path, resume=True, force=True) == 0
+
+
+def test_what_watches_forgetting_is_not_rehearsed_from_a_file_of_ones_own(rehearse, tmp_path, capsys):
+    (tmp_path / "watched.jsonl").write_text('{"question": "What is tea?", "answer": "A drink"}\n')
+    assert run_train(rehearse()) == 0
+    assert "replay: 1 of 5 prompts are left out: the run's rows or train.retention ask them" in capsys.readouterr().err
+    watching = {"train": {"retention": str(tmp_path / "watched.jsonl")}}
+    assert run_train(rehearse(**watching), overwrite=True) == 0
+    said = capsys.readouterr().err
+    assert "replay: 2 of 5 prompts are left out" in said
+    assert "drawn from 3 that the base answered" in said
+    path = rehearse(**watching)
+    (tmp_path / "prompts.txt").write_text("what is TEA?\n")
+    with pytest.raises(DataError, match=r"prompts\.txt: the run's rows and train\.retention ask all of its prompts$"):
+        run_train(path, overwrite=True)
 
 
 def test_the_base_writes_what_the_built_in_prompts_lack(run_file, tmp_path, monkeypatch, capsys):

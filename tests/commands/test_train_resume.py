@@ -6,6 +6,9 @@ import os
 import shutil
 import signal
 
+import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
+
+import mlx.core as mx  # isort: skip
 import pytest
 import yaml
 
@@ -333,3 +336,15 @@ def test_an_end_token_without_a_row_of_its_own_is_warned_of(base, run_file, tmp_
     run_train(run_file(model=str(tmp_path / "mute")), ["train.epochs=1"], overwrite=True)
     assert "warning: the base cannot emit '<|im_end|>' (0.0% of the usual length)" in capsys.readouterr().err
     assert yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["model"].endswith("mute")
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+def test_the_peak_of_a_run_is_that_of_its_beginning_too(run_file, tmp_path, monkeypatch, capsys, engine):
+    def heavy(*_):
+        mx.eval(mx.zeros(50_000_000))
+
+    monkeypatch.setattr("mlx_lora.commands.train.print_header", heavy)
+    assert run_train(run_file(train={"engine": engine}), json_output=True) == 0
+    assert json.loads(capsys.readouterr().out)["peak_bytes"] > 200_000_000
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert max(line["peak_bytes"] for line in lines if line["event"] == "step") < 100_000_000

@@ -97,10 +97,12 @@ def test_an_adapter_of_another_shape_is_refused(first, run_file, tmp_path, setti
     assert not (tmp_path / "run").exists() or not list((tmp_path / "run").glob("*.safetensors"))
 
 
-def test_an_adapter_of_another_base_is_refused(first, run_file, tmp_path):
+def test_an_adapter_of_another_base_is_refused_before_the_base_answers_prompts(first, run_file, tmp_path, capsys):
     other = save_tiny_folder(tmp_path / "other", seed=9)
+    settings = {"lora": {"start_from": str(first)}, "data": {"replay": 0.4}}
     with pytest.raises(AdapterError, match=r"first: trained on .*, the base here is .*: other config and weights$"):
-        run_train(run_file(lora={"start_from": str(first)}, model=str(other or tmp_path / "other")))
+        run_train(run_file(**settings, model=str(other or tmp_path / "other")))
+    assert "replay" not in capsys.readouterr().err
 
 
 def test_a_run_cannot_start_from_the_folder_that_it_writes(first, run_file):

@@ -228,13 +228,16 @@ class TestChatTemplateSetting:
         file = tmp_path / "own.jinja"
         file.write_text("{% for message in messages %}{{ message['content'] | upper }}{% endfor %}")
         tokenizer = tokenizer_of("smollm2")
-        assert render_beginning("Who wrote", tokenizer, settings(chat_template=str(file))) == []
-        begun = render_beginning("Who wrote", tokenizer, settings(system_prompt="Who wrote on?"))
+        assert render_beginning("Who wrote", tokenizer, settings(chat_template=str(file))) == ([], "")
+        begun, closing = render_beginning("Who wrote", tokenizer, settings(system_prompt="Who wrote on?"))
+        assert closing == "<|im_end|>"
         assert tokenizer.decode(begun) == ("<|im_start|>system\nWho wrote on?<|im_end|>\n<|im_start|>user\nWho wrote")
 
     def test_a_beginning_without_a_template_is_that_of_a_plain_question(self) -> None:
         tokenizer = tokenizer_without_template()
-        assert tokenizer.decode(render_beginning("Who wrote", tokenizer, settings())).endswith("Question: Who wrote")
+        begun, closing = render_beginning("Who wrote", tokenizer, settings())
+        assert tokenizer.decode(begun).endswith("Question: Who wrote")
+        assert closing == "Answer:"
 
     def test_switches_reach_the_template(self) -> None:
         tokenizer = tokenizer_of("qwen3")

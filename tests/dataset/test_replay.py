@@ -21,6 +21,7 @@ from mlx_lora.dataset.replay import (
     examples_sha256,
     read_prompts,
     replay_rows,
+    without_asked,
 )
 from mlx_lora.errors import DataError
 
@@ -113,19 +114,17 @@ def test_batches_hold_the_probabilities_where_their_tokens_are_trained() -> None
 
 def test_a_larger_count_keeps_the_prompts_of_a_smaller_and_another_seed_draws_others() -> None:
     ten = prompts(*(f"Question {n}?" for n in range(10)))
-    few, many = choose_prompts(ten, 3, 0, []), choose_prompts(ten, 7, 0, [])
+    few, many = choose_prompts(ten, 3, 0), choose_prompts(ten, 7, 0)
     assert (len(few), len(many)) == (3, 7)
     assert [record for record in many if record in few] == few
-    assert choose_prompts(ten[::-1], 3, 0, []) == few[::-1]
-    assert choose_prompts(ten, 3, 1, []) != few
-    assert (
-        choose_prompts(ten, 99, 0, []) == choose_prompts(ten, 99, 1, []) == ten
-    )  # every seed finds these in the cache
+    assert choose_prompts(ten[::-1], 3, 0) == few[::-1]
+    assert choose_prompts(ten, 3, 1) != few
+    assert choose_prompts(ten, 99, 0) == choose_prompts(ten, 99, 1) == ten  # every seed finds these in the cache
 
 
 def test_what_the_run_teaches_or_asks_is_never_replayed() -> None:
     asked = prompts("who won  the CUP in 1990?")
-    found = choose_prompts(prompts("Who won the Cup in 1990?", "Who are you?"), 9, 0, asked)
+    found = without_asked(prompts("Who won the Cup in 1990?", "Who are you?"), asked)
     assert [record.question for record in found] == ["Who are you?"]
 
 

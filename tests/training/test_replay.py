@@ -31,8 +31,12 @@ def few_tokens(monkeypatch):
 
 
 def answered(folder, *, seed=0, base="base", first=160):
-    *_, answers = answer_prompts(tiny_model(seed=seed), Ends(first), PROMPTS, base, folder)
+    *_, answers = answer_prompts(tiny_model(seed=seed), Ends(first), PROMPTS, base, folder, never)
     return answers
+
+
+def never(line):
+    raise AssertionError(line)
 
 
 def same(one, other):
@@ -66,13 +70,23 @@ def test_probabilities_are_the_bases_at_every_token_of_its_answer(tmp_path):
 
 def test_a_second_run_finds_the_answers_without_asking(tmp_path):
     first = answered(tmp_path)
-    (again,) = answer_prompts(None, Ends(160), PROMPTS, "base", tmp_path)
+    (again,) = answer_prompts(None, Ends(160), PROMPTS, "base", tmp_path, never)
     assert same(again, first)
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(kept.read_bytes()[:-9])
     assert same(answered(tmp_path), first)
-    (again,) = answer_prompts(None, Ends(160), PROMPTS, "base", tmp_path)
+    (again,) = answer_prompts(None, Ends(160), PROMPTS, "base", tmp_path, never)
     assert same(again, first)
+
+
+def test_a_cache_that_cannot_be_written_costs_only_the_next_run(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    said = []
+    *_, answers = answer_prompts(tiny_model(), Ends(160), PROMPTS, "base", tmp_path / "file", said.append)
+    assert same(answers, answered(tmp_path))
+    (line,) = said
+    assert line.startswith("not kept for the next run: ")
+    assert str(tmp_path / "file") in line
 
 
 def test_another_base_or_other_ends_are_asked_anew(tmp_path):
@@ -86,7 +100,7 @@ def mixed_rows(folder):
     """Five taught rows and three replay rows, which begin alike."""
     taught = random_rows(5)
     prompts = [[*taught[0].tokens[:20].tolist(), *prompt] for prompt in PROMPTS]
-    *_, answers = answer_prompts(tiny_model(), Ends(160), prompts, "base", folder)
+    *_, answers = answer_prompts(tiny_model(), Ends(160), prompts, "base", folder, never)
     return taught + build_replay_examples(prompts, answers, taught, DataSettings(train="rows"))
 
 
