@@ -63,10 +63,14 @@ def _pairs(prediction: str, answers: Sequence[str], numbers: bool) -> list[tuple
     return pairs
 
 
+def _lower(text: str) -> str:
+    return text.lower().replace("−", "-")  # U+2212 is a symbol to Unicode, and a dash to who types 4−2
+
+
 def _bare(text: str) -> str:
     return "".join(
         character
-        for character in text.lower()
+        for character in _lower(text)
         if character not in string.punctuation and not unicodedata.category(character).startswith("P")
     )
 
@@ -76,7 +80,7 @@ def _with_articles(text: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    return " ".join(text.lower().split())
+    return " ".join(_lower(text).split())
 
 
 _FORMS = (normalize_answer, _with_articles, _spaced)

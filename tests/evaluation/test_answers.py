@@ -14,6 +14,8 @@ from mlx_lora.evaluation.answers import contains_answer, exact_match, normalize_
         ("  an   apple,  a pear ", "apple pear"),
         ("4-2", "42"),
         ("4–2", "42"),  # Unicode punctuation goes the way of ASCII's
+        ("4‒2", "42"),
+        ("4−2", "42"),  # the sign that Unicode calls a symbol, and people type for a dash
         ("“St. Louis Blues”", "st louis blues"),
         ("Theatre", "theatre"),  # an article is a whole word
         ("Montréal Canadiens", "montréal canadiens"),
