@@ -1,11 +1,13 @@
-"""Numbers and dates in answers to one written form. Knows nothing of scores or models.
+"""Numbers, signs and dates in answers to one written form. Knows nothing of scores or models.
 
-English only, and only what has one reading: 06/07/2023 stays, for it is two dates.
+English only, and only what has one reading.
 """
 
 import re
-from collections.abc import Callable
-from datetime import date
+from dataclasses import dataclass
+from decimal import Decimal
+
+from mlx_lora.evaluation.dates import DASHES, END_OF_MONTH, START_OF_DATE, normalize_dates
 
 _UNITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TEENS = (
@@ -21,7 +23,7 @@ _TEENS = (
     "nineteen",
 )
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
+_SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _VALUES = {
     **{word: value for value, word in enumerate([*_UNITS, *_TEENS])},
     **{word: 10 * value for value, word in enumerate(_TENS, start=2)},
@@ -40,59 +42,40 @@ _CARDINALS = {
     for word in [*_VALUES, *_SCALES]
 }
 _ORDINAL = re.compile(rf"\b(?:{'|'.join(_CARDINALS)})\b")
-_WORD = f"(?:{'|'.join(sorted([*_VALUES, *_SCALES], key=len, reverse=True))})"
-_AND = "|".join(rf"(?<={scale})\s+and\s+" for scale in _SCALES)
-_NUMBER = re.compile(rf"\b{_WORD}(?:(?:[\s-]+|{_AND}){_WORD})*\b")
-
-_MONTHS = (
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
+_SMALL = f"(?:{'|'.join(sorted(_VALUES, key=len, reverse=True))})"
+_SCALE = f"(?:{'|'.join(_SCALES)})"
+_AFTER_SCALE = f"(?:{'|'.join(f'(?<={scale})' for scale in _SCALES)})"
+_JOIN = r"[\s‐‑-]+"
+# Digits are part of a number in words only where a scale word follows; so few of them that Decimal is exact.
+_DIGITS = rf"(?<!\w)(?<!\d[.,])(?:\d{{1,3}}(?:,\d{{3}}){{1,3}}|\d{{1,12}})(?:\.\d{{1,12}})?(?={_JOIN}{_SCALE}\b)"
+_NEXT = rf"(?:{_JOIN}|{_AFTER_SCALE}\s+and\s+)"
+_NUMBER = re.compile(
+    # The million of "4,5 million" is no number of its own.
+    rf"(?:\b{_SMALL}|\b(?<!\d[\s‐‑-]){_SCALE}|{_DIGITS})"
+    rf"(?:{_NEXT}(?:{_SMALL}|{_SCALE})|{_AFTER_SCALE}{_NEXT}{_DIGITS})*\b"
 )
-_MONTH = "(" + "|".join(f"{name}|{name[:3]}" for name in _MONTHS) + r"|sept)\.?"
-_DAY = r"(\d{1,2})(?:st|nd|rd|th)?"
-_DATES: tuple[tuple[re.Pattern[str], tuple[int, int, int]], ...] = (  # with the groups of year, month and day
-    (re.compile(rf"\b{_MONTH}\s+{_DAY},?\s+(\d{{4}})\b"), (3, 1, 2)),
-    (re.compile(rf"\b{_DAY}\s+(?:of\s+)?{_MONTH},?\s+(\d{{4}})\b"), (3, 2, 1)),
-    (re.compile(r"\b(\d{4})[-/](\d{1,2})[-/](\d{1,2})\b"), (1, 2, 3)),
-)
+# A dash that touches the digit after it, and nothing that could be a first number, a word or a rule before it.
+_SIGN = re.compile(rf"(?<![\w)\]}}%°{DASHES}])[‐‑‒–−-](?!{START_OF_DATE})(?=[$£€]?\d)")
+_RANGE = re.compile(rf"(?:(?<=\d)|{END_OF_MONTH})\s*[{DASHES}]\s*(?=\d|{START_OF_DATE})")
 
 
 def normalize_numbers(text: str) -> str:
-    """`text` in lower case with dates as 20230615, and number words, ordinals, 1,234 and 2.50 as plain digits.
+    """`text` in lower case with dates as "2023 june 15", and number words, ordinals, 1,234, 2.50 and 1.2 million as
+    plain digits.
 
-    Between digits a dash becomes "to" (4–2 is "4 to 2", not 42) and a decimal point "dot" (3.14 is not 314).
+    Between digits a dash becomes "to" (4–2 is "4 to 2", not 42) and a decimal point "dot" (3.14 is not 314). What is
+    no part of another number stays in one word with it: "minus5" and "3dot14" do not contain 5, 3 or 14.
     """
-    text = text.lower()
-    for pattern, groups in _DATES:
-        text = pattern.sub(_compact_date(groups), text)
+    text = " ".join(text.lower().split())
     text = _ORDINAL.sub(lambda found: _CARDINALS[found[0]], text)
-    text = _NUMBER.sub(lambda found: " ".join(map(str, _read(found[0]))), text)
+    text = _NUMBER.sub(lambda found: _read(found[0]), text)
+    text = normalize_dates(text)
     text = re.sub(r"\b\d{1,3}(?:,\d{3})+\b", lambda found: found[0].replace(",", ""), text)
     text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", r"\1", text)
     text = re.sub(r"(?<![\d.])(\d+)\.(\d+)(?!\.?\d)", _decimal, text)
-    return re.sub(r"(?<=\d)\s*[-‐‑–—]\s*(?=\d)", " to ", text)
-
-
-def _compact_date(groups: tuple[int, int, int]) -> Callable[[re.Match[str]], str]:
-    def replace(found: re.Match[str]) -> str:
-        year, month, day = (found[group] for group in groups)
-        number = int(month) if month.isdigit() else [name[:3] for name in _MONTHS].index(month[:3]) + 1
-        try:
-            return date(int(year), number, int(day)).strftime("%Y%m%d")
-        except ValueError:  # no such day, so no date
-            return found[0]
-
-    return replace
+    text = _RANGE.sub(" to ", text)
+    text = _SIGN.sub("minus", text)
+    return re.sub(r"(?<!\d )\bminus (?=[$£€]?\d)", "minus", text)  # ten minus five is a sum
 
 
 def _decimal(found: re.Match[str]) -> str:
@@ -100,51 +83,61 @@ def _decimal(found: re.Match[str]) -> str:
     return f"{found[1]}dot{fraction}" if fraction else found[1]
 
 
-def _read(phrase: str) -> list[int]:
-    """The numbers that a run of number words says: "one hundred and five" is one, "four two" are two."""
-    numbers = [0]
-    said = _Number()
-    for word in re.split(r"[\s-]+", phrase):
-        if word == "and":
-            continue
-        if not said.accepts(word):
-            numbers.append(0)
-            said = _Number()
-        numbers[-1] = said.add(word)
-    # Years are said in two halves: nineteen ninety-eight.
-    if len(numbers) == 2 and 17 <= numbers[0] <= 20 and 10 <= numbers[1] <= 99:
-        return [100 * numbers[0] + numbers[1]]
-    return numbers
+@dataclass
+class _Group:
+    """What is said up to a thousand, a million, …; `room` is what may still be added below that word."""
+
+    value: Decimal
+    before: str  # what joins it to the words before
+    room: int | None = None  # None while it has no such word
 
 
-class _Number:
-    """One number in words: whole thousands first, then what stands before the next scale."""
-
-    def __init__(self) -> None:
-        self.total = 0
-        self.scale = 10**12  # the last one said; the next must be smaller
-        self.part: int | None = None
-
-    def accepts(self, word: str) -> bool:
-        """Whether `word` can go on with this number."""
-        part = self.part
-        if word in _VALUES:
-            value = _VALUES[word]
-            after_hundred = part is not None and part >= 100 and part % 100 == 0 and value > 0
-            after_ten = part is not None and 20 <= part % 100 <= 90 and part % 10 == 0 and 1 <= value <= 9
-            return part is None or after_hundred or after_ten
-        if word == "hundred":
-            return part is None or 1 <= part <= 99
-        return _SCALES[word] < self.scale and part != 0
-
-    def add(self, word: str) -> int:
-        """Go on with `word`; return the number so far."""
-        if word in _VALUES:
-            self.part = (self.part or 0) + _VALUES[word]
-        elif word == "hundred":
-            self.part = 100 * (1 if self.part is None else self.part)
+def _read(phrase: str) -> str:
+    """The numbers that a phrase says: "one hundred and five" is one, "four two" are two."""
+    numbers: list[_Group] = []
+    for group in _groups(phrase):
+        if numbers and group.value < (numbers[-1].room or 0):
+            numbers[-1].value += group.value
+            numbers[-1].room = group.room
         else:
-            self.scale = _SCALES[word]
-            self.total += self.scale * (1 if self.part is None else self.part)
-            self.part = None
-        return self.total + (self.part or 0)
+            numbers.append(group)
+    values = [number.value for number in numbers]
+    # Years are said in two halves: nineteen ninety-eight.
+    if len(values) == 2 and 17 <= values[0] <= 20 and 10 <= values[1] <= 99:
+        return str(100 * values[0] + values[1])
+    return "".join(f"{number.before}{number.value.normalize():f}" for number in numbers).removeprefix(" ")
+
+
+def _groups(phrase: str) -> list[_Group]:
+    words = re.split(_JOIN, phrase)
+    groups: list[_Group] = []
+    before = " "
+    for previous, word, following in zip(["", *words], words, [*words[1:], ""], strict=False):
+        if word == "and":
+            before = " and "
+            continue
+        last = groups[-1] if groups and groups[-1].room is None else None
+        if word == "hundred":
+            if last is None or (last.value > 99 and not previous[:1].isdigit()):
+                groups.append(_Group(Decimal(1), before))
+            groups[-1].value *= 100
+        elif word in _SCALES:
+            if last is None:
+                groups.append(_Group(Decimal(1), before))
+            # Nothing is added to one and a half million.
+            groups[-1].room = _SCALES[word] if groups[-1].value % 1 == 0 else 0
+            groups[-1].value *= _SCALES[word]
+        elif last is not None and word in _VALUES and _goes_on(last.value, _VALUES[word], following):
+            last.value += _VALUES[word]
+        else:
+            value = Decimal(_VALUES[word]) if word in _VALUES else Decimal(word.replace(",", ""))
+            groups.append(_Group(value, before))
+        before = " "
+    return groups
+
+
+def _goes_on(part: Decimal, value: int, following: str) -> bool:
+    """Whether `value` is said as more of `part`: five after a hundred or twenty, unless it counts the next hundred."""
+    after_hundred = part >= 100 and part % 100 == 0 and value > 0 and following != "hundred"
+    after_ten = 20 <= part % 100 <= 90 and part % 10 == 0 and 1 <= value <= 9
+    return after_hundred or after_ten

@@ -89,3 +89,46 @@ def test_numbers_are_alike_only_when_asked() -> None:
     assert not exact_match("It was 42", ["It was 4-2"], numbers=True)
     assert exact_match("June 15th, 2023", ["2023-06-15"], numbers=True)
     assert contains_answer("They won it on 15 June 2023 at home", ["June 15, 2023"], numbers=True)
+
+
+def test_the_parts_of_a_date_are_contained_in_it_and_get_credit() -> None:
+    """Reported by a review: with --numbers a date was one word, `19200403`."""
+    said = "It was founded on April 3, 1920."
+    for accepted in ("1920", "April 3", "3 April", "April 1920", "1920-04-03", "3rd of April, 1920"):
+        assert contains_answer(said, [accepted], numbers=True), accepted
+    for accepted in ("1921", "April", "192", "April 30", "May 3", "1920-04-04"):
+        assert contains_answer(said, [accepted], numbers=True) == (accepted == "April"), accepted
+    assert token_f1("1920", ["April 3, 1920"], numbers=True) == pytest.approx(2 * 1 / (1 + 3))
+    assert token_f1("3 May 1920", ["1920-04-03"], numbers=True) == pytest.approx(2 * 2 / (3 + 3))
+
+
+def test_digits_with_a_scale_word_are_that_number_and_do_not_contain_the_scale() -> None:
+    """Reported by a review: with --numbers `3 million` became `3 1000000`."""
+    for said in ("5 million", "five million", "5,000,000", "5000000", "5.0 million"):
+        assert exact_match(said, ["5 million", "none"], numbers=True), said
+    assert not contains_answer("3 million people", ["1,000,000"], numbers=True)
+    assert not contains_answer("4,5 million people", ["1,000,000"], numbers=True)
+    assert contains_answer("About 2.5 million people", ["2500000"], numbers=True)
+
+
+def test_a_sign_counts_and_a_score_has_none() -> None:
+    """Reported by a review: with --numbers `-5` was `5`."""
+    for said in ("-5", "−5", "minus five", "Minus 5."):
+        assert score_answer(said, ["-5"], numbers=True) == {"exact_match": True, "contains": True, "token_f1": 1.0}
+        assert score_answer(said, ["5"], numbers=True) == {"exact_match": False, "contains": False, "token_f1": 0.0}
+    assert contains_answer("Ten minus five is five.", ["5"], numbers=True)
+    assert exact_match("-5", ["5"])  # as SQuAD compares, without --numbers
+
+
+@given(st.integers(0, 99), st.integers(0, 99), st.booleans())
+def test_a_score_is_the_same_with_every_dash(one: int, two: int, numbers: bool) -> None:
+    for dash in "-‐‑‒–—−":
+        assert exact_match(f"{one}{dash}{two}", [f"{one}-{two}"], numbers=numbers)
+        assert exact_match(f"Won {one} {dash} {two}.", [f"won {one} - {two}"], numbers=numbers)
+    assert exact_match(f"{one}−{two}", [f"{one} to {two}"], numbers=True)
+
+
+def test_a_word_with_a_hyphen_is_compared_as_ever() -> None:
+    for numbers in (False, True):
+        assert exact_match("well-known", ["wellknown"], numbers=numbers)
+        assert exact_match("COVID-19", ["covid19"], numbers=numbers)
