@@ -1,0 +1,149 @@
+"""The messages and tools of one conversation, out of a row's values. Knows nothing of formats, files or tokenizers."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlx_lora.dataset.record import Message
+from mlx_lora.dataset.values import (
+    EMPTY_HINT,
+    MOST_LEVELS,
+    Row,
+    RowError,
+    checked_text,
+    kind_of,
+    quoted,
+    refuse_untypable,
+    shown,
+    text_of,
+)
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+SPEAKERS = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+}
+
+
+def messages_of(value: Any, key: str) -> tuple[Message, ...]:
+    """The messages of a list, which ends with an answer to somebody. Raises: RowError."""
+    if not isinstance(value, list | tuple):
+        raise RowError(f'"{key}" is {kind_of(value)}, expected a list')
+    messages = tuple(_message(item, number) for number, item in enumerate(value, 1))
+    if not messages:
+        raise RowError(f'"{key}" is empty')
+    if messages[-1]["role"] != "assistant":
+        fact = f'last message has role "{messages[-1]["role"]}", expected "assistant"'
+        raise RowError(fact, "a row ends with the answer that it teaches: add it, or remove what follows it")
+    if not any(message["role"] == "user" for message in messages):
+        hint = "add the question before the answer"
+        raise RowError("no message has the role user: nothing asks for the answer", hint)
+    return messages
+
+
+def _message(value: Any, number: int) -> Message:
+    if not isinstance(value, Mapping):
+        raise RowError(f"message {number} is {kind_of(value)}, expected an object with role and content")
+    message = {str(key): item for key, item in value.items() if item is not None}
+    role = message.get("role")
+    if role not in ROLES:
+        known = ", ".join(ROLES[:-2])
+        hint = "rename the role: the person asks as user, the model answers as assistant"
+        raise RowError(f"message {number} has {quoted('role', role)}, expected one of {known}", hint)
+    if message.get("weight", 1) != 1:
+        fact = f'message {number} has "weight" {shown(message["weight"])}: here every assistant turn is trained'
+        raise RowError(fact, "remove the weight, or the turns that shall not be trained")
+    calls = _tool_calls(message.pop("tool_calls", []), number)
+    where = f"message {number} ({role})"
+    content = _content(message.get("content"), where)
+    if not content.strip() and role == "assistant" and not calls:
+        raise RowError(f"{where} is an empty answer", EMPTY_HINT)
+    if not content.strip() and role == "user":
+        raise RowError(f"{where} is empty", EMPTY_HINT)
+    message["content"] = content
+    # Templates test for the key, so it is there only with calls in it.
+    return {**message, "tool_calls": calls} if calls else message
+
+
+def _content(value: Any, where: str) -> str:
+    """A message's text; a list of text parts is joined, since text models' templates add strings."""
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in value):
+            hint = "leave rows with pictures or sound out"
+            raise RowError(f"{where} has a part that is not text; only text can be trained", hint)
+        value = "".join(part["text"] for part in value)
+    return checked_text(value, f"{where} content")
+
+
+def _tool_calls(value: Any, number: int) -> list[dict[str, Any]]:
+    if not isinstance(value, list | tuple) or not all(isinstance(call, Mapping) for call in value):
+        raise RowError(f'message {number} has "tool_calls" that are not a list of objects')
+    return [_tool_call(dict(call), number) for call in value]
+
+
+def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
+    """The call with its arguments as an object: OpenAI writes them as JSON text, which templates would quote twice."""
+    function = call.get("function", call)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError(f'message {number} has a tool call without a "name"')
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            hint = 'arguments are an object, such as {"city": "Rome"}, or one as text'
+            raise RowError(f"message {number} has a tool call whose arguments are not JSON", hint) from None
+        refuse_untypable(arguments, MOST_LEVELS)
+    if not isinstance(arguments, Mapping):
+        raise RowError(f"message {number} has a tool call whose arguments are {kind_of(arguments)}, expected an object")
+    # A data set's columns fill absent arguments with null.
+    completed = {**function, "arguments": {key: item for key, item in arguments.items() if item is not None}}
+    return {**call, "function": completed} if "function" in call else completed
+
+
+def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
+    """The tools of a list, or of its JSON text. Raises: RowError."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise RowError('"tools" is a text that is not JSON', "tools is a list of objects, or one as text") from None
+        refuse_untypable(value, MOST_LEVELS)
+    if value is None:
+        return ()
+    if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
+        raise RowError(f'"tools" is {kind_of(value)}, expected a list of objects')
+    return tuple(dict(tool) for tool in value)
+
+
+def spoken(turn: Any, number: int) -> Any:
+    """A ShareGPT turn (from, value) as a message; one that is a message already stays. Raises: RowError."""
+    if not isinstance(turn, Mapping) or turn.get("from") is None:
+        return turn
+    speaker = turn["from"]
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
+        fact = f"message {number} has {quoted('from', speaker)}, expected one of {', '.join(SPEAKERS)}"
+        raise RowError(fact, "rename it: the person is human, the model is gpt")
+    rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    return {**rest, "role": SPEAKERS[speaker], "content": turn.get("value")}
+
+
+def system_of(row: Row) -> tuple[Message, ...]:
+    """The row's own system prompt as a message, where it has one. Raises: RowError."""
+    return ({"role": "system", "content": text_of(row, "system")},) if row.get("system") else ()
+
+
+def exchange(prompt: str, answer: str) -> tuple[Message, ...]:
+    """A question and its answer."""
+    return ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
