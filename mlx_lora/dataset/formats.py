@@ -10,6 +10,14 @@ from mlx_lora.dataset.values import FORMATS_HINT, MOST_LEVELS, Row, RowError, ki
 
 __all__ = ["FORMATS_HINT", "KNOWN_KEYS", "RowError", "record_from_row"]
 
+_ANSWERS_HINT = (
+    'it lists what else counts as right, such as "answers": ["Ann", "Anna"]; rename a key that means something else'
+)
+_NO_CHOICES_HINT = (
+    'write the row as "question", "choices" and "answer" alone, or remove or rename "choices" if it is no quiz'
+)
+_QUESTION = "question/answer"
+
 
 class _Format(NamedTuple):
     name: str
@@ -30,7 +38,10 @@ def record_from_row(row: object, place: str) -> Record:
         present["answer"] = next(iter(present["answers"]), None)
     for format in _FORMATS:
         if all(present.get(key) is not None for key in format.keys):
-            return Record(**format.read(present), place=place, format=format.name)
+            read = format.read(present)
+            # Nothing asks a row of text: eval refuses it, whatever stands beside the text.
+            asked = _read_asking(present, read["messages"], format.name) if read["messages"] else {}
+            return Record(**read, **asked, place=place, format=format.name)
     for format in _FORMATS:
         missing = [key for key in format.keys if present.get(key) is None]
         if len(missing) < len(format.keys):
@@ -39,8 +50,7 @@ def record_from_row(row: object, place: str) -> Record:
 
 
 def _read_chat(row: Row) -> dict[str, Any]:
-    messages = messages_of(row["messages"], "messages")
-    return {"messages": messages, "answers": _said(messages), "tools": tools_of(row.get("tools"))}
+    return {"messages": messages_of(row["messages"], "messages"), "tools": tools_of(row.get("tools"))}
 
 
 def _read_sharegpt(row: Row) -> dict[str, Any]:
@@ -48,33 +58,19 @@ def _read_sharegpt(row: Row) -> dict[str, Any]:
     if not isinstance(turns, list | tuple):
         raise RowError(f'"conversations" is {kind_of(turns)}, expected a list')
     messages = system_of(row) + messages_of([spoken(turn, n) for n, turn in enumerate(turns, 1)], "conversations")
-    return {"messages": messages, "answers": _said(messages), "tools": tools_of(row.get("tools"))}
+    return {"messages": messages, "tools": tools_of(row.get("tools"))}
 
 
 def _read_completion(row: Row) -> dict[str, Any]:
-    prompt, completion = text_of(row, "prompt"), text_of(row, "completion")
-    return {"messages": system_of(row) + exchange(prompt, completion), "answers": (completion,)}
+    return {"messages": system_of(row) + exchange(text_of(row, "prompt"), text_of(row, "completion"))}
 
 
 def _read_question(row: Row) -> dict[str, Any]:
-    choices, accepted = _read_choices(row) if "choices" in row else ((), _read_answers(row))
-    return {
-        "messages": system_of(row) + exchange(text_of(row, "question"), accepted[0]),
-        "answers": accepted,
-        "choices": choices,
-        "category": text_of(row, "category", may_be_empty=True) or None if "category" in row else None,
-        "fact": text_of(row, "fact", may_be_empty=True) or None if "fact" in row else None,
-    }
+    choices, answer = _read_choices(row) if "choices" in row else ((), text_of(row, "answer"))
+    return {"messages": system_of(row) + exchange(text_of(row, "question"), answer), "choices": choices}
 
 
-def _read_answers(row: Row) -> tuple[str, ...]:
-    answer, variants = text_of(row, "answer"), row.get("answers", ())
-    if not isinstance(variants, list | tuple):
-        raise RowError(f'"answers" is {kind_of(variants)}, expected a list of texts')
-    return tuple(dict.fromkeys([answer, *(text_of({"answers": variant}, "answers") for variant in variants)]))
-
-
-def _read_choices(row: Row) -> tuple[tuple[str, ...], tuple[str]]:
+def _read_choices(row: Row) -> tuple[tuple[str, ...], str]:
     """All choices, and the text of the right one, which is the answer that is trained."""
     if "answers" in row:
         raise RowError('a row with "choices" has one right answer: give "answer" without "answers"')
@@ -82,14 +78,14 @@ def _read_choices(row: Row) -> tuple[tuple[str, ...], tuple[str]]:
         choices, right = right_choice(row["choices"], row["answer"])
     except ChoiceError as error:
         raise RowError(str(error), CHOICES_HINT) from None
-    return choices, (choices[right],)
+    return choices, choices[right]
 
 
 def _read_alpaca(row: Row) -> dict[str, Any]:
     instruction, output = text_of(row, "instruction"), text_of(row, "output")
     given = text_of(row, "input", may_be_empty=True) if "input" in row else ""
     prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
-    return {"messages": system_of(row) + exchange(prompt, output), "answers": (output,)}
+    return {"messages": system_of(row) + exchange(prompt, output)}
 
 
 def _read_text(row: Row) -> dict[str, Any]:
@@ -100,15 +96,51 @@ _FORMATS = (
     _Format("chat", ("messages",), _read_chat),
     _Format("sharegpt", ("conversations",), _read_sharegpt),
     _Format("prompt/completion", ("prompt", "completion"), _read_completion),
-    _Format("question/answer", ("question", "answer"), _read_question),
+    _Format(_QUESTION, ("question", "answer"), _read_question),
     _Format("alpaca", ("instruction", "output"), _read_alpaca),
     _Format("text", ("text",), _read_text),
 )
 KNOWN_KEYS = frozenset(key for format in _FORMATS for key in format.keys)
 
 
-def _said(messages: tuple[Message, ...]) -> tuple[str, ...]:
-    return (messages[-1]["content"],) if messages[-1]["content"] else ()
+def _read_asking(row: Row, messages: tuple[Message, ...], format: str) -> dict[str, Any]:
+    """What counts as right beside the row's own last answer, and what its figures are grouped by.
+
+    Keys that question/answer rows must have right may mean anything in rows that were published with other ones.
+    """
+    if format != _QUESTION and row.get("choices"):
+        fact = f'"choices" stands in a {format} row; only {_QUESTION} rows have choices'
+        raise RowError(fact, _NO_CHOICES_HINT)
+    read_label = _label if format == _QUESTION else _any_label
+    return {
+        "answers": _accepted(row, messages[-1]["content"]),
+        "category": read_label(row, "category"),
+        "fact": read_label(row, "fact"),
+    }
+
+
+def _accepted(row: Row, answer: str) -> tuple[str, ...]:
+    """The row's own answer and its variants; none where its last turn says nothing, but calls a tool."""
+    if not answer.strip():
+        return ()
+    variants = row.get("answers", ())
+    if not isinstance(variants, list | tuple):
+        raise RowError(f'"answers" is {kind_of(variants)}, expected a list of texts', _ANSWERS_HINT)
+    return tuple(dict.fromkeys([answer, *(text_of({"answers": variant}, "answers") for variant in variants)]))
+
+
+def _label(row: Row, key: str) -> str | None:
+    return text_of(row, key, may_be_empty=True) or None if key in row else None
+
+
+def _any_label(row: Row, key: str) -> str | None:
+    """The text, or the number as text; None for what is empty, no number (NaN), a list or an object."""
+    value = row.get(key)
+    if isinstance(value, bool):
+        return kind_of(value)
+    if isinstance(value, int | float):
+        return str(value) if value == value else None
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _names(row: Row) -> str:

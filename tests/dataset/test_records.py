@@ -122,6 +122,13 @@ def test_csv_rows_carry_the_line_where_they_begin(tmp_path: Path) -> None:
     assert (first.category, second.category, second.answers) == ("c", None, ("A",))
 
 
+def test_csv_columns_for_asking_work_in_every_format_and_may_hold_anything(tmp_path: Path) -> None:
+    text = "prompt,completion,answers,category,fact,choices\nQ1,A,B | C,3,,\nQ2,A,,,x,\n"
+    first, second = read_records(write(tmp_path, "a.csv", text))
+    assert (first.answers, first.category, first.fact) == (("A", "B", "C"), "3", None)
+    assert (second.answers, second.category, second.fact) == (("A",), None, "x")
+
+
 def test_csv_may_be_separated_by_semicolons_or_tabs(tmp_path: Path) -> None:
     for mark in ";\t":
         source = write(tmp_path, "a.csv", f"question{mark}answer\nWho, then?{mark}A\n")
@@ -219,6 +226,15 @@ def test_a_hugging_face_data_set_gives_its_splits(monkeypatch: pytest.MonkeyPatc
     assert valid[0].question == "V"
     assert read_split_if_present("openai/gsm8k:main", "test") is None
     assert set(asked) == {("openai/gsm8k", "main")}
+
+
+def test_a_published_set_with_a_strange_category_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [None, 5, "c", ["c"], 2.5]
+    rows = [{"instruction": "Q", "input": "", "output": "A", "category": kind, "choices": None} for kind in kinds]
+    hub_with(monkeypatch, lambda name, configuration: {"train": rows})
+    records = read_records("owner/set")
+    assert [record.category for record in records] == [None, "5", "c", None, "2.5"]
+    assert {record.answers for record in records} == {("A",)}
 
 
 def test_the_words_of_hugging_face_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
