@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mlx_lora.evaluation.metrics import is_share
 from mlx_lora.evaluation.result_format import EvaluationResult, Figures, QuestionRow
 from mlx_lora.evaluation.verdict import percent, show_perplexity
-from mlx_lora.report.results import right
+from mlx_lora.report.results import change, right, shown_metric
 
 METRIC_NAMES = {
     "exact_match": "exact match",
@@ -107,18 +108,21 @@ def metric_name(metric: str) -> str:
 
 
 def single_questions(result: EvaluationResult, key: str) -> Questions:
-    """The questions of one result: fixed, broken, wrong and right ones, adapter beside base."""
-    rows, metric = [], result.metric
+    """The questions of one result by `shown_metric`: fixed, broken, wrong and right ones, adapter beside base."""
+    rows, metric = [], shown_metric(result)
     several = len(result.per_category) > 1
     for asked in result.questions:
         outcome = "right" if right(asked, metric) else "wrong"
         said = [Answer("adapter", asked.answer, outcome == "right")]
         if asked.base is not None:
             said.append(Answer("base", asked.base.answer, right(asked.base, metric)))
-        tags = [outcome, *([asked.change] if asked.change in ("fixed", "broken") else [])]
-        rows.append(_row(asked, asked.change or outcome, tags, said, several))
-    compared = [("fixed", "Fixed"), ("broken", "Broken")] if result.base is not None else []
-    return _table(key, rows, [*compared, ("wrong", "Wrong"), ("right", "Right")])
+        became = change(asked, metric)
+        tags = [outcome, *([became] if became in ("fixed", "broken", "higher", "lower") else [])]
+        rows.append(_row(asked, became or outcome, tags, said, several))
+    filters = [("fixed", "Fixed"), ("broken", "Broken"), ("wrong", "Wrong"), ("right", "Right")]
+    if not is_share(metric):
+        filters = [("higher", "Higher"), ("lower", "Lower"), ("wrong", "Below full score"), ("right", "Full score")]
+    return _table(key, rows, filters if result.base is not None else filters[2:])
 
 
 def shared_questions(results: Sequence[tuple[str, EvaluationResult]], key: str) -> Questions:

@@ -20,7 +20,7 @@ from mlx_lora.report.charts import Chart
 from mlx_lora.report.curves import run_charts
 from mlx_lora.report.events import number
 from mlx_lora.report.headline import forgetting_headline, learning_headline
-from mlx_lora.report.results import changes
+from mlx_lora.report.results import changes, shown_metric
 from mlx_lora.report.runs import Run
 
 GENERATOR = b'<meta name="generator" content="mlx-lora report">'
@@ -32,6 +32,9 @@ STATES = {
     "broken": ("bad", "broken"),
     "kept right": ("unknown", "kept right"),
     "kept wrong": ("unknown", "kept wrong"),
+    "higher": ("good", "higher"),
+    "lower": ("bad", "lower"),
+    "equal": ("unknown", "equal"),
     "right": ("good", "right"),
     "wrong": ("bad", "wrong"),
     "differ": ("unsure", "differ"),
@@ -117,9 +120,9 @@ def _result(run: Run, result: EvaluationResult, key: str) -> Mapping[str, Any]:
         "bars": bars,
         "figures": facts.Table(["", *columns], [*answers.figure_rows(figures, result.metrics), *categories]),
         "signs": result.signs,
-        "changes": changes(result),
-        "chance": _chance(result),
-        "questions": answers.single_questions(result, key),
+        "changes": _changes(result),
+        "judged": _judged(result),
+        "questions": answers.single_questions(result, key) if result.questions else None,
     }
 
 
@@ -149,12 +152,31 @@ def introduction(result: EvaluationResult) -> str:
     return f"{data.asked:,} questions{of}, from {data.source}; {how}; {result.timestamp[:10]}. {bars}"
 
 
-def _chance(result: EvaluationResult) -> str:
+def _changes(result: EvaluationResult) -> list[Mapping[str, Any]]:
+    """The changes by the leading metric, and by the one that shows what it does not: name, counts, and how likely."""
+    return [
+        {"name": answers.metric_name(metric), "counts": counts, "chance": _chance(result, metric)}
+        for metric in dict.fromkeys((result.metric, shown_metric(result)))
+        if (counts := changes(result, metric)) is not None
+    ]
+
+
+def _chance(result: EvaluationResult, metric: str) -> str:
     if result.comparison is None:
         return ""
-    p = result.comparison[result.metric].p
+    p = result.comparison[metric].p
     text = "below 0.0001" if p < 1e-4 else f"{p:.4f}"
     return f"Chance alone would make so uneven a change with probability {text} (exact, two-sided)."
+
+
+def _judged(result: EvaluationResult) -> str:
+    """By which metric the questions are sorted, where it is not the leading one."""
+    metric = shown_metric(result)
+    if metric == result.metric or result.verdict is None:
+        return ""
+    what = "loss" if metric in result.verdict.lost else "gain"
+    by, leading = answers.metric_name(metric), answers.metric_name(result.metric)
+    return f"Right, wrong, fixed and broken are by {by} here, which shows the {what} that {leading} does not."
 
 
 def _subtitle(run: Run) -> str:

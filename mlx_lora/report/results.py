@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lora.errors import DataError
-from mlx_lora.evaluation.result_format import EvaluationResult, Figures, Said, read_result
+from mlx_lora.evaluation.metrics import is_share
+from mlx_lora.evaluation.result_format import EvaluationResult, Figures, QuestionRow, RightOrWrong, Said, read_result
 from mlx_lora.evaluation.statistics import wilson_interval
 from mlx_lora.report.privacy import short_path, without_paths, without_secrets
 
@@ -25,12 +26,37 @@ def read_results(folder: Path) -> tuple[list[EvaluationResult], list[str]]:
     return results, unusable
 
 
-def changes(result: EvaluationResult) -> Mapping[str, int] | None:
-    """How many questions were fixed, broken, kept right and kept wrong by the leading metric; None without a base."""
-    if result.base is None:
+def shown_metric(result: EvaluationResult) -> str:
+    """The metric to show changes by: the leading one, or that of the verdict's loss, else gain, where it shows none."""
+    if result.verdict is None:
+        return result.metric
+    verdict = result.verdict
+    lost, gained = ([one for one in names if one in result.metrics] for names in (verdict.lost, verdict.gained))
+    told = lost or gained
+    return told[0] if told and result.metric not in told else result.metric
+
+
+def changes(result: EvaluationResult, metric: str) -> Mapping[str, int] | None:
+    """How many questions changed by a metric, and how, in the words of `change`; None without a base."""
+    counts = (result.comparison or {}).get(metric)
+    if counts is None:
         return None
-    kinds = [question.change for question in result.questions]
-    return {name: kinds.count(name) for name in ("fixed", "broken", "kept right", "kept wrong")}
+    if isinstance(counts, RightOrWrong):
+        kept = {"kept right": counts.kept_right, "kept wrong": counts.kept_wrong}
+        return {"fixed": counts.fixed, "broken": counts.broken, **kept}
+    return {"higher": counts.higher, "lower": counts.lower, "equal": counts.equal}
+
+
+def change(question: QuestionRow, metric: str) -> str | None:
+    """What became of a question by a metric, as right or wrong, or as a fraction; None where the base was not asked."""
+    if question.base is None:
+        return None
+    if not is_share(metric):
+        gain = float(question.scores[metric]) - float(question.base.scores[metric])
+        return "higher" if gain > 0 else "lower" if gain < 0 else "equal"
+    if right(question, metric):
+        return "kept right" if right(question.base, metric) else "fixed"
+    return "broken" if right(question.base, metric) else "kept wrong"
 
 
 def same_questions(result: EvaluationResult) -> tuple[Any, ...]:

@@ -114,9 +114,14 @@ def result(
     sha256: str = "d" * 64,
     questions: Sequence[Mapping[str, Any]] = (),
     base: bool = True,
+    rows: int | None = None,
+    **settings: Any,
 ) -> EvaluationResult:
-    """A result by exact match with one question for each change; `questions` replace what those at their place say."""
-    rows = []
+    """A result by exact match with one question for each change; `questions` replace what those at their place say.
+
+    rows: of the data, where fewer were asked; settings: how it was asked, beside what every result says here.
+    """
+    asked = []
     for place, change in enumerate(changes):
         after, before = change in ("fixed", "kept right"), change in ("broken", "kept right")
         row: dict[str, Any] = {
@@ -129,9 +134,10 @@ def result(
             "change": change if base else None,
             "base": {"answer": f"base {place}", "scores": {"exact_match": before}, "reference_tokens": 3},
         }
-        rows.append({**row, **(questions[place] if place < len(questions) else {}), **({} if base else {"base": None})})
-    count = len(rows)
-    right = sum(row["scores"]["exact_match"] for row in rows)
+        replaced = questions[place] if place < len(questions) else {}
+        asked.append({**row, **replaced, **({} if base else {"base": None})})
+    count = len(asked)
+    right = sum(row["scores"]["exact_match"] for row in asked)
     right_before = sum(change in ("broken", "kept right") for change in changes)
     counts = {
         each.replace(" ", "_"): list(changes).count(each) for each in ("fixed", "broken", "kept right", "kept wrong")
@@ -140,17 +146,50 @@ def result(
     return EvaluationResult.model_validate(
         {
             **{"format_version": 2, "label": "adapters/one", "metric": "exact_match", "metrics": ["exact_match"]},
-            "data": {"name": name, "source": source, "sha256": sha256, "rows": count, "asked": count},
+            "data": {"name": name, "source": source, "sha256": sha256, "rows": rows or count, "asked": count},
             **_figures(right, count),
             "base": _figures(right_before, count) if base else None,
             "verdict": {"kind": kind, "sentence": sentence} if base else None,
             "comparison": {"exact_match": {"p": 0.03, **counts}} if base else None,
-            "questions": rows,
-            "settings": {"sampling": "greedy", "max_tokens": 64},
+            "questions": asked,
+            "settings": {"sampling": "greedy", "max_tokens": 64, **settings},
             **{"seconds": 1.5, "answer_tokens": 9, "tokens_per_second": 6.0, "questions_per_second": 3.3},
             **{"versions": {}, "machine": {}, "timestamp": "2026-11-22T03:30:00+00:00"},
         }
     )  # fmt: skip
+
+
+def scored(
+    one: EvaluationResult, metric: str, pairs: Sequence[tuple[float, float]], *, leads: bool = False, **verdict: Any
+) -> EvaluationResult:
+    """The same result with another metric's scores of each question, (base, adapter); `verdict` changes the verdict."""
+    content = one.model_dump()
+    for question, (before, after) in zip(content["questions"], pairs, strict=True):
+        question["base"]["scores"][metric], question["scores"][metric] = before, after
+    for figures, scores in ((content["base"], [pair[0] for pair in pairs]), (content, [pair[1] for pair in pairs])):
+        figures[metric] = sum(scores) / len(scores)
+        if metric != "token_f1":
+            figures["interval"][metric] = wilson_interval(int(sum(scores)), len(scores))
+    if metric == "token_f1":
+        higher, lower = (sum(sign * (two - one) > 0 for one, two in pairs) for sign in (1, -1))
+        counts = {"higher": higher, "lower": lower, "equal": len(pairs) - higher - lower}
+    else:
+        cells = {"fixed": (0, 1), "broken": (1, 0), "kept_right": (1, 1), "kept_wrong": (0, 0)}
+        counts = {name: list(pairs).count(cell) for name, cell in cells.items()}
+    content["comparison"][metric] = {"p": 0.01, **counts}
+    content["metrics"].append(metric)
+    content["metric"] = metric if leads else content["metric"]
+    content["verdict"] |= verdict
+    return EvaluationResult.model_validate(content)
+
+
+def of_facts(one: EvaluationResult, facts: Mapping[str, tuple[int, int, int]]) -> EvaluationResult:
+    """The same result with these facts: questions, and how many of them base and adapter have right."""
+    groups = {
+        name: {**_figures(after, count), "base": _figures(before, count)}
+        for name, (count, before, after) in facts.items()
+    }
+    return EvaluationResult.model_validate({**one.model_dump(), "per_fact": groups})
 
 
 def _figures(right: int, count: int) -> dict[str, Any]:
