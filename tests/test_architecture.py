@@ -38,8 +38,9 @@ ROOMS: dict[str, set[str]] = {
     "serving": FOUNDATION | MATERIALS | {"chat"},
     # Adapters and models in other programs' files: tensors are lora's, names and tokenizers are model's.
     "exchange": FOUNDATION | MATERIALS,
-    # A page says figures in the words of evaluation's tables and sizes in those of the training screen.
-    "report": FOUNDATION | {"evaluation", "runfile", "screen"},
+    # A page says figures in the words of evaluation's tables and sizes in those of the training screen, and knows the
+    # built-in data sets by name.
+    "report": FOUNDATION | {"dataset", "evaluation", "runfile", "screen"},
     "commands": FOUNDATION | MATERIALS | WORKSHOPS | {"memory", "console", "screen", "runfile", "report", "exchange"},
     "cli": {"commands", "runfile"},
     "__main__": {"cli", "console", "errors"},

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from mlx_lora.evaluation.result_format import EvaluationResult
+from mlx_lora.evaluation.result_format import EvaluationResult, RightOrWrong
 from mlx_lora.report.answers import metric_name, share_text
 from mlx_lora.report.events import number
-from mlx_lora.report.results import RETENTION_SET, Retention, changes
+from mlx_lora.report.results import RETENTION_SET, Retention, shown_metric
 from mlx_lora.report.runs import Run
 
 State = Literal["good", "bad", "unsure", "unknown"]
@@ -21,14 +21,16 @@ _LEARNED: Mapping[str, tuple[State, str]] = {
     "worse": ("bad", "It got worse"),
     "broken": ("bad", "It broke the model"),
 }
+_NO_LOSS: tuple[State, str] = ("good", "It forgot no more than chance would explain")
 _KEPT: Mapping[str, tuple[State, str]] = {
-    "learned": ("good", "It forgot nothing that was asked"),
+    "learned": _NO_LOSS,
     "mixed": ("unsure", "It kept some and lost some"),
-    "no difference": ("good", "It forgot nothing that chance would not explain"),
-    "taught nothing": ("good", "It forgot nothing"),
+    "no difference": _NO_LOSS,
+    "taught nothing": _NO_LOSS,
     "worse": ("bad", "It forgot"),
     "broken": ("bad", "It forgot: the model is broken"),
 }
+_FEWEST = 6  # right answers of the base: to lose all of fewer has a p above 0.05
 _ALONE = "Not compared with the base"
 
 
@@ -79,12 +81,38 @@ def _learned(result: EvaluationResult, trained_on: bool) -> Headline:
 
 
 def _kept(result: EvaluationResult) -> Headline:
-    found, counts = _compared(result, _KEPT), changes(result)
-    knew = counts["broken"] + counts["kept right"] if counts else 0
-    if not counts or not knew:
+    found, known = _compared(result, _KEPT), _known(result)
+    if known is None:
         return found
-    lost = f"Of {knew} that the base answers right, {counts['broken']} are wrong now."
-    return Headline(found.state, found.title, f"{found.sentence} {lost}")
+    metric, counts = known
+    knew, lost = counts.broken + counts.kept_right, counts.broken
+    by = "" if metric == result.metric else f" by {metric_name(metric)}"
+    of_known = f"Of {knew} that the base answers right{by}, {lost} {'is' if lost == 1 else 'are'} wrong now."
+    sentence = f"{found.sentence} {of_known if knew else 'The base answers none of them right.'}"
+    if found.state != "good":
+        return Headline(found.state, found.title, sentence)
+    return Headline(*_no_loss(knew, lost), sentence + _few(knew))
+
+
+def _known(result: EvaluationResult) -> tuple[str, RightOrWrong] | None:
+    """What became of what the base knew: by the shown metric where it knew enough, else by the one it knew most by."""
+    shown = shown_metric(result)
+    shares = [(name, one) for name, one in (result.comparison or {}).items() if isinstance(one, RightOrWrong)]
+    enough = [(name, one) for name, one in shares if name == shown and one.broken + one.kept_right >= _FEWEST]
+    return max(enough or shares, key=lambda pair: (pair[1].broken + pair[1].kept_right, pair[0] == shown), default=None)
+
+
+def _no_loss(knew: int, lost: int) -> tuple[State, str]:
+    """What to say where no loss was found, of so many right answers of the base."""
+    if not knew:
+        return "unknown", "The base had nothing to forget"
+    if knew < _FEWEST:
+        return "unsure", "The base knew too few to tell"
+    return _NO_LOSS if lost else ("good", "It forgot nothing that was asked")
+
+
+def _few(knew: int) -> str:
+    return f" Losing fewer than {_FEWEST} cannot be told from chance." if 0 < knew < _FEWEST else ""
 
 
 def _at_the_end(asked: Retention) -> Headline:
@@ -94,10 +122,9 @@ def _at_the_end(asked: Retention) -> Headline:
         f"{asked.data}, {name}: the base {before}, the adapter {after}. {asked.lost} answers that were right are wrong "
         f"now, {asked.gained} the other way round."
     )
-    if not asked.base.value(asked.metric):
-        return Headline("unknown", "The base had nothing to forget", sentence)
-    state, title = _KEPT["worse"] if asked.forgot else _KEPT["no difference"]
-    return Headline(state, title, sentence)
+    knew = round(asked.base.count * asked.base.value(asked.metric))
+    state, title = _KEPT["worse"] if asked.forgot else _no_loss(knew, asked.lost)
+    return Headline(state, title, sentence + _few(knew))
 
 
 def _compared(result: EvaluationResult, titles: Mapping[str, tuple[State, str]]) -> Headline:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlx_lora.dataset.builtin import BUILTIN_DATA_SETS
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.evaluation.result_format import EvaluationResult
 from mlx_lora.files import named_errors
 from mlx_lora.report.events import Event, Events, number, read_events
 from mlx_lora.report.privacy import short_path, without_paths, yaml_without_paths
-from mlx_lora.report.results import RETENTION_SET, Retention, read_results, read_retention
+from mlx_lora.report.results import Retention, read_results, read_retention
 from mlx_lora.runfile.loader import YamlError, parse_yaml
 
 RUN_FILE, METRICS_FILE, ADAPTER_CONFIG = "run.yaml", "metrics.jsonl", "adapter_config.json"
@@ -97,8 +98,8 @@ class Run:
 
     def is_retention(self, result: EvaluationResult) -> bool:
         """Whether a result is of questions that the run was not to teach, but to leave as they were."""
-        named = {RETENTION_SET, short_path(str(self.setting("train.retention")))}
-        return result.data.name == RETENTION_SET or result.data.source in named
+        named = {*BUILTIN_DATA_SETS, short_path(str(self.setting("train.retention")))}
+        return result.data.name in BUILTIN_DATA_SETS or result.data.source in named
 
     def was_trained_on(self, result: EvaluationResult) -> bool:
         """Whether the questions of a result are the very rows of the training."""

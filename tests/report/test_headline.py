@@ -6,7 +6,7 @@ import pytest
 
 from mlx_lora.report.headline import forgetting_headline, learning_headline
 from mlx_lora.report.runs import read_run
-from tests.report.run_folders import SETTINGS, START, result, step, validation, whole_run, write_run
+from tests.report.run_folders import SETTINGS, START, result, scored, step, validation, whole_run, write_run
 
 GENERAL = {"name": "general-knowledge", "source": "general-knowledge"}
 
@@ -107,19 +107,81 @@ def test_forgetting_is_not_guessed(tmp_path):
     assert answer.command.endswith("/one --base --data general-knowledge")
 
 
+KNOWN = ["kept right"] * 8 + ["kept wrong"] * 3  # by the base, and what it did not know
+
+
 @pytest.mark.parametrize(
-    ("kind", "state", "title"),
+    ("kind", "broken", "state", "title"),
     [
-        ("worse", "bad", "It forgot"),
-        ("broken", "bad", "It forgot: the model is broken"),
-        ("no difference", "good", "It forgot nothing that chance would not explain"),
-        ("learned", "good", "It forgot nothing that was asked"),
+        ("worse", 9, "bad", "It forgot"),
+        ("broken", 9, "bad", "It forgot: the model is broken"),
+        ("mixed", 9, "unsure", "It kept some and lost some"),
+        ("no difference", 2, "good", "It forgot no more than chance would explain"),
+        ("learned", 2, "good", "It forgot no more than chance would explain"),
+        ("no difference", 0, "good", "It forgot nothing that was asked"),
+        ("learned", 0, "good", "It forgot nothing that was asked"),
+        ("taught nothing", 0, "good", "It forgot nothing that was asked"),
     ],
 )
-def test_general_knowledge_tells_what_was_forgotten(tmp_path, kind, state, title):
-    answer = forgetting_headline(read(tmp_path, result(**GENERAL, kind=kind)))
+def test_general_knowledge_tells_what_was_forgotten(tmp_path, kind, broken, state, title):
+    """Reported by a review: with broken answers, "learned" was titled "It forgot nothing that was asked"."""
+    answer = forgetting_headline(read(tmp_path, result(["broken"] * broken + KNOWN, **GENERAL, kind=kind)))
     assert (answer.state, answer.title) == (state, title)
-    assert answer.sentence.endswith("Of 2 that the base answers right, 1 are wrong now.")
+    assert answer.sentence.endswith(f"Of {8 + broken} that the base answers right, {broken} are wrong now.")
+
+
+@pytest.mark.parametrize("kind", ["learned", "no difference", "taught nothing"])
+def test_a_base_that_answers_none_right_had_nothing_to_forget(tmp_path, kind):
+    answer = forgetting_headline(read(tmp_path, result(["kept wrong"] * 9, **GENERAL, kind=kind)))
+    assert (answer.state, answer.title) == ("unknown", "The base had nothing to forget")
+    assert answer.sentence.endswith(f": {kind}. The base answers none of them right.")
+
+
+def test_five_right_answers_are_too_few_to_call_nothing_forgotten(tmp_path):
+    """Five of five broken is p = 0.06: `eval --limit 5` showed a green "nothing forgotten"."""
+    answer = forgetting_headline(read(tmp_path, result(["broken"] * 5, **GENERAL, kind="no difference")))
+    assert (answer.state, answer.title) == ("unsure", "The base knew too few to tell")
+    assert answer.sentence.endswith(
+        "Of 5 that the base answers right, 5 are wrong now. Losing fewer than 6 cannot be told from chance."
+    )
+    six = result(["kept right"] * 5 + ["broken"], **GENERAL, kind="no difference")
+    answer = forgetting_headline(read(tmp_path, six))
+    assert (answer.state, answer.title) == ("good", "It forgot no more than chance would explain")
+    assert answer.sentence.endswith("Of 6 that the base answers right, 1 is wrong now.")
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("general-knowledge-choices", "general-knowledge-choices"),
+        ("general-knowledge-0123abcd", "general-knowledge"),
+    ],
+)
+def test_every_built_in_data_set_tells_of_forgetting(tmp_path, name, source):
+    """general-knowledge-choices was taken for questions that the run was to teach."""
+    run = read(tmp_path, result(["broken"] * 9 + KNOWN, name=name, source=source, kind="worse"))
+    assert forgetting_headline(run).title == "It forgot"
+    assert learning_headline(run).title == "The validation loss fell"
+
+
+def test_what_the_base_knew_is_counted_by_the_metric_that_shows_the_loss(tmp_path):
+    """A base that answers in sentences has nothing right by exact match, the leading metric."""
+    pairs = [(True, False)] * 9 + [(True, True)] * 3
+    asked = scored(result(["kept wrong"] * 12, **GENERAL, kind="worse"), "contains", pairs, lost=["contains"])
+    answer = forgetting_headline(read(tmp_path, asked))
+    assert answer.title == "It forgot"
+    assert answer.sentence.endswith("Of 12 that the base answers right by contains, 9 are wrong now.")
+    kept = scored(result(["kept wrong"] * 12, **GENERAL, kind="no difference"), "contains", [(True, True)] * 12)
+    answer = forgetting_headline(read(tmp_path, kept))
+    assert (answer.state, answer.title) == ("good", "It forgot nothing that was asked")
+    assert answer.sentence.endswith("Of 12 that the base answers right by contains, 0 are wrong now.")
+
+
+def test_a_leading_metric_of_fractions_counts_what_was_known_by_a_share(tmp_path):
+    asked = result(["kept right"] * 7 + ["broken"], **GENERAL, kind="no difference")
+    asked = scored(asked, "token_f1", [(0.5, 0.5)] * 8, leads=True)
+    answer = forgetting_headline(read(tmp_path, asked))
+    assert answer.sentence.endswith("Of 8 that the base answers right by exact match, 1 is wrong now.")
 
 
 def test_general_knowledge_does_not_tell_whether_it_learned(tmp_path):
@@ -142,12 +204,21 @@ def test_what_the_run_asked_at_its_end_counts_where_eval_was_not_asked(tmp_path)
     )
     kept = {**EVENT, "adapter": 36, "lost": 1, "forgot": False}
     answer = forgetting_headline(read(tmp_path, events=[*whole_run(), EVENT, kept]))
-    assert (answer.state, answer.title) == ("good", "It forgot nothing that chance would not explain")
+    assert (answer.state, answer.title) == ("good", "It forgot no more than chance would explain")
+    all_kept = {**EVENT, "adapter": 37, "lost": 0, "forgot": False}
+    answer = forgetting_headline(read(tmp_path, events=[*whole_run(), EVENT, all_kept]))
+    assert (answer.state, answer.title) == ("good", "It forgot nothing that was asked")
 
 
 def test_a_base_that_knows_nothing_has_nothing_to_forget(tmp_path):
     event = {**EVENT, "base": 0, "adapter": 0, "lost": 0, "forgot": False}
     assert forgetting_headline(read(tmp_path, events=[*whole_run(), event])).title == "The base had nothing to forget"
+
+
+def test_a_base_that_knows_five_at_the_end_knows_too_few(tmp_path):
+    event = {**EVENT, "base": 5, "adapter": 0, "lost": 5, "p": 0.0625, "forgot": False}
+    answer = forgetting_headline(read(tmp_path, events=[*whole_run(), event]))
+    assert (answer.state, answer.title) == ("unsure", "The base knew too few to tell")
 
 
 def test_a_retention_event_of_another_version_is_passed_over(tmp_path):
