@@ -16,6 +16,7 @@ from markupsafe import Markup
 from mlx_lora import __version__
 from mlx_lora.evaluation.result_format import EvaluationResult
 from mlx_lora.report import answers, facts
+from mlx_lora.report.asking import manner
 from mlx_lora.report.charts import Chart
 from mlx_lora.report.curves import run_charts
 from mlx_lora.report.events import number
@@ -143,11 +144,9 @@ def _retention(run: Run) -> Mapping[str, Any] | None:
 
 def introduction(result: EvaluationResult) -> str:
     """What was asked and how, in a sentence or two."""
-    data, settings = result.data, result.settings
+    data = result.data
     of = f" of {data.rows:,}, evenly spread" if data.asked != data.rows else ""
-    how = "the likeliest choice counts" if data.kind == "choice" else f"answered {settings.get('sampling', 'greedy')}"
-    limit = settings.get("max_tokens")
-    how += f", at most {limit} tokens each" if limit and data.kind == "open" else ""
+    how = ", ".join(manner(result).values())
     bars = f"Bars show {answers.metric_name(result.metric)} with 95 % intervals."
     return f"{data.asked:,} questions{of}, from {data.source}; {how}; {result.timestamp[:10]}. {bars}"
 
