@@ -1,4 +1,4 @@
-"""How questions were asked: in words, against another result, and as the command that asks so. Knows nothing of HTML."""
+"""How questions were asked: in words, beside another result, and as the command that does. Knows nothing of HTML."""
 
 import shlex
 from collections.abc import Mapping
@@ -58,6 +58,14 @@ def eval_command(run: Run, asked: EvaluationResult | None = None) -> str:
     if written and settings.get("normalize_numbers"):
         parts.append("--numbers")
     return " ".join(parts)
+
+
+def changed_since(run: Run, asked: EvaluationResult) -> str | None:
+    """That the adapter of another step was asked than is in the file by now; None where none is known to be."""
+    step = run.other_step(asked)
+    if step is None:
+        return None
+    return f"{asked.data.name} was asked at step {step}; the adapter here is of step {run.adapter['step']}."
 
 
 def _is_drawn(result: EvaluationResult) -> bool:

@@ -6,7 +6,9 @@ What a Run holds is cleaned of absolute paths and secrets already; what comes fr
 from collections.abc import Sequence
 from typing import Any
 
+from mlx_lora.evaluation.result_format import EvaluationResult
 from mlx_lora.report.answers import metric_name, share_text
+from mlx_lora.report.asking import changed_since
 from mlx_lora.report.facts import Table, adapter_facts, base_facts, data_table, environment
 from mlx_lora.report.privacy import short_path, without_paths
 from mlx_lora.report.runs import Run
@@ -65,7 +67,7 @@ def _run_parts(run: Run) -> list[str]:
         columns = ["questions", "metric", "adapter", "base"]
         rows = [
             [
-                f"{one.data.name} ({one.data.asked})",
+                _asked(run, one),
                 metric_name(one.metric),
                 share_text(one, one.metric),
                 "–" if one.base is None else share_text(one.base, one.metric),
@@ -73,7 +75,8 @@ def _run_parts(run: Run) -> list[str]:
             for one in run.results
         ]
         found.append(f"## Scores\n\nOf the adapter on its base, with 95 % intervals.\n\n{_table(Table(columns, rows))}")
-        found += [f"{one.data.name}: {one.verdict.sentence}." for one in run.results if one.verdict is not None]
+        told = [changed_since(run, one) or _verdict(one) for one in run.results]
+        found += [text for text in told if text]
     else:
         found.append("## Scores\n\nIt was not evaluated: nobody knows yet what it learned.")
     merged = run.adapter.get("merged_from")
@@ -88,6 +91,16 @@ def _run_parts(run: Run) -> list[str]:
     if run.run_file is not None:
         found.append(f"## Run file\n\n```yaml\n{run.run_file.rstrip()}\n```")
     return found
+
+
+def _asked(run: Run, result: EvaluationResult) -> str:
+    """Such as "modern-test (70)", with the step where it is not that of the adapter in the file."""
+    step = run.other_step(result)
+    return f"{result.data.name} ({result.data.asked}){'' if step is None else f', at step {step}'}"
+
+
+def _verdict(result: EvaluationResult) -> str:
+    return "" if result.verdict is None else f"{result.data.name}: {result.verdict.sentence}."
 
 
 def _front(models: Sequence[str], licence: str | None, tags: Sequence[str], relation: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mlx_lora.report.asking import changed_since, eval_command
 from mlx_lora.report.events import number
 from mlx_lora.report.runs import Run
 from mlx_lora.report.scales import shown
@@ -165,8 +166,8 @@ def notes(run: Run) -> list[tuple[str, str | None]]:
         found.append(("There is no run.yaml, so the settings are not known.", None))
     found += [(f"{warning}", None) for warning in run.facts.get("data_warnings") or []]
     found += [(_warning(event), None) for event in events.of("warning")]
-    evaluate = f"mlx-lora eval {run.place} --base"
-    found += [(f"{fault}.", evaluate if fault.startswith("eval/") else None) for fault in run.faults]
+    found += [(now, eval_command(run, one)) for one in run.results if (now := changed_since(run, one)) is not None]
+    found += [(f"{fault}.", eval_command(run) if fault.startswith("eval/") else None) for fault in run.faults]
     return found
 
 

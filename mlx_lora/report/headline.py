@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mlx_lora.evaluation.result_format import EvaluationResult, RightOrWrong
 from mlx_lora.report.answers import metric_name, share_text
+from mlx_lora.report.asking import changed_since, eval_command
 from mlx_lora.report.events import number
 from mlx_lora.report.results import RETENTION_SET, Retention, shown_metric
 from mlx_lora.report.runs import Run
@@ -31,7 +32,7 @@ _KEPT: Mapping[str, tuple[State, str]] = {
     "broken": ("bad", "It forgot: the model is broken"),
 }
 _FEWEST = 6  # right answers of the base: to lose all of fewer has a p above 0.05
-_ALONE = "Not compared with the base"
+_ALONE, _CHANGED = "Not compared with the base", "The adapter changed since it was asked"
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,49 @@ class Headline:
 
 def learning_headline(run: Run) -> Headline:
     """Whether it learned, by its answers; by the validation loss where nothing was asked."""
-    asked = [result for result in run.learning_results if result.verdict is not None]
+    own = _of_this_step(run, run.learning_results)
+    asked = [result for result in own if result.verdict is not None]
     if asked:
-        return _worst([_learned(result, run.was_trained_on(result)) for result in asked])
-    command = f"mlx-lora eval {run.place} --base"
-    alone = run.learning_results
-    if alone:
-        one = alone[0]
-        scored = f"{metric_name(one.metric)} {share_text(one, one.metric)}"
-        sentence = f"{one.data.name}: {scored}. The base was not asked the same questions."
-        losses = _by_losses(run, command, sentence)
-        return losses if losses.state in ("bad", "unsure") else Headline("unknown", _ALONE, sentence, command)
-    return _by_losses(run, command, "Nobody asked it questions yet.")
+        found = _worst([_learned(result, run.was_trained_on(result)) for result in asked])
+        return _beside(found, run, run.learning_results)
+    if not run.learning_results:
+        return _by_losses(run, eval_command(run), "Nobody asked it questions yet.")
+    if not own:
+        return _unless_losses(run, _changed(run, run.learning_results))
+    one = own[0]
+    scored = f"{metric_name(one.metric)} {share_text(one, one.metric)}"
+    sentence = f"{one.data.name}: {scored}. The base was not asked the same questions."
+    return _unless_losses(run, Headline("unknown", _ALONE, sentence, eval_command(run, one)))
 
 
 def forgetting_headline(run: Run) -> Headline:
     """Whether it forgot, by the questions that it was to leave as they were."""
-    asked = [result for result in run.retention_results if result.verdict is not None]
+    own = _of_this_step(run, run.retention_results)
+    asked = [result for result in own if result.verdict is not None]
     if asked:
-        return _worst([_kept(result) for result in asked])
+        return _beside(_worst([_kept(result) for result in asked]), run, run.retention_results)
     if run.retention is not None:
         return _at_the_end(run.retention)
+    if run.retention_results and not own:
+        return _changed(run, run.retention_results)
     command = f"mlx-lora eval {run.place} --base --data {RETENTION_SET}"
     return Headline("unknown", "Forgetting was not measured", "Nobody asked what it knew before.", command)
+
+
+def _of_this_step(run: Run, results: list[EvaluationResult]) -> list[EvaluationResult]:
+    """Those of the adapter that is in the file, as far as anybody knows."""
+    return [result for result in results if run.other_step(result) is None]
+
+
+def _changed(run: Run, results: list[EvaluationResult]) -> Headline:
+    """What to say where only adapters of other steps were asked."""
+    return _beside(Headline("unknown", _CHANGED, "", eval_command(run, results[0])), run, results)
+
+
+def _beside(headline: Headline, run: Run, results: list[EvaluationResult]) -> Headline:
+    """The headline, with a word on each result that is of another step's adapter."""
+    told = [text for result in results if (text := changed_since(run, result)) is not None]
+    return replace(headline, sentence=" ".join(filter(None, [headline.sentence, *told])))
 
 
 def _learned(result: EvaluationResult, trained_on: bool) -> Headline:
@@ -138,6 +159,12 @@ def _worst(headlines: list[Headline]) -> Headline:
     order: list[State] = ["bad", "unsure", "unknown", "good"]
     chosen = min(headlines, key=lambda one: order.index(one.state))
     return Headline(chosen.state, chosen.title, " ".join(one.sentence for one in headlines))
+
+
+def _unless_losses(run: Run, headline: Headline) -> Headline:
+    """The headline, unless the losses tell of something worse."""
+    losses = _by_losses(run, headline.command or "", headline.sentence)
+    return losses if losses.state in ("bad", "unsure") else headline
 
 
 def _by_losses(run: Run, command: str, unasked: str) -> Headline:

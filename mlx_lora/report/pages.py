@@ -16,7 +16,7 @@ from markupsafe import Markup
 from mlx_lora import __version__
 from mlx_lora.evaluation.result_format import EvaluationResult
 from mlx_lora.report import answers, facts
-from mlx_lora.report.asking import manner
+from mlx_lora.report.asking import changed_since, manner
 from mlx_lora.report.charts import Chart
 from mlx_lora.report.curves import run_charts
 from mlx_lora.report.events import number
@@ -116,7 +116,7 @@ def _result(run: Run, result: EvaluationResult, key: str) -> Mapping[str, Any]:
     return {
         "key": key,
         "name": result.data.name,
-        "introduction": introduction(result) + trained,
+        "introduction": " ".join(filter(None, [introduction(result) + trained, changed_since(run, result)])),
         "caption": f"{name}, in percent, with 95 % intervals",
         "bars": bars,
         "figures": facts.Table(["", *columns], [*answers.figure_rows(figures, result.metrics), *categories]),

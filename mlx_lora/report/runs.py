@@ -101,6 +101,11 @@ class Run:
         named = {*BUILTIN_DATA_SETS, short_path(str(self.setting("train.retention")))}
         return result.data.name in BUILTIN_DATA_SETS or result.data.source in named
 
+    def other_step(self, result: EvaluationResult) -> int | None:
+        """The step of the adapter that was asked, where the file has one of another step; None where nobody knows."""
+        asked, now = result.settings.get("adapter_step"), self.adapter.get("step")
+        return asked if isinstance(asked, int) and isinstance(now, int) and asked != now else None
+
     def was_trained_on(self, result: EvaluationResult) -> bool:
         """Whether the questions of a result are the very rows of the training."""
         hashes = self.origin.get("data_sha256")
