@@ -107,6 +107,27 @@ def metric_name(metric: str) -> str:
     return METRIC_NAMES.get(metric, metric)
 
 
+def fact_row(result: EvaluationResult) -> list[str] | None:
+    """How many facts are right in every form, of the base and of the adapter; None where no fact is asked twice."""
+    facts = result.per_fact.values()
+    if not any(figures.count > 1 for figures in facts):
+        return None
+    sides: list[list[Figures | None]] = [[*facts]] if result.base is None else [[one.base for one in facts], [*facts]]
+    known = [[one.value(result.metric) == 1 for one in side if one is not None] for side in sides]
+    return ["facts, every form right", *(f"{sum(one)} of {len(one)}" if one else "–" for one in known)]
+
+
+def missed_facts(result: EvaluationResult) -> list[str]:
+    """Such as "champion/1998 1 of 2": the facts that are not right in every form; none where no fact is asked twice."""
+    if fact_row(result) is None:
+        return []
+    metric = result.metric
+    missed = [(name, figures) for name, figures in result.per_fact.items() if figures.value(metric) < 1]
+    if not is_share(metric):
+        return [f"{name} {figures.value(metric):.2f}" for name, figures in missed]
+    return [f"{name} {round(figures.value(metric) * figures.count)} of {figures.count}" for name, figures in missed]
+
+
 def single_questions(result: EvaluationResult, key: str) -> Questions:
     """The questions of one result by `shown_metric`: fixed, broken, wrong and right ones, adapter beside base."""
     rows, metric = [], shown_metric(result)

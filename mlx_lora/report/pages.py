@@ -41,6 +41,8 @@ STATES = {
     "differ": ("unsure", "differ"),
 }
 
+_FACTS = 20  # names in a list before the rest is folded away
+
 
 def run_page(run: Run, made: datetime | None = None) -> str:
     """The page of one run."""
@@ -111,7 +113,9 @@ def _result(run: Run, result: EvaluationResult, key: str) -> Mapping[str, Any]:
     if base is not None:
         columns.insert(0, "base")
         bars.insert(0, answers.bar("base", "base", base, result.metric))
-    categories = [[f"{name}: {group}", *cells] for group, *cells in answers.category_rows(result)]
+    rows = [[f"{name}: {group}", *cells] for group, *cells in answers.category_rows(result)]
+    facts_known, missed = answers.fact_row(result), answers.missed_facts(result)
+    rows += [facts_known] if facts_known is not None else []
     trained = " These are the rows that it was trained on." if run.was_trained_on(result) else ""
     return {
         "key": key,
@@ -119,7 +123,8 @@ def _result(run: Run, result: EvaluationResult, key: str) -> Mapping[str, Any]:
         "introduction": " ".join(filter(None, [introduction(result) + trained, changed_since(run, result)])),
         "caption": f"{name}, in percent, with 95 % intervals",
         "bars": bars,
-        "figures": facts.Table(["", *columns], [*answers.figure_rows(figures, result.metrics), *categories]),
+        "figures": facts.Table(["", *columns], [*answers.figure_rows(figures, result.metrics), *rows]),
+        "missed": {"of": f"{len(missed)} of {len(result.per_fact)}, by {name}", "facts": missed, "shown": _FACTS},
         "signs": result.signs,
         "changes": _changes(result),
         "judged": _judged(result),

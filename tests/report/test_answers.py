@@ -2,9 +2,9 @@
 
 import pytest
 
-from mlx_lora.report.answers import single_questions
+from mlx_lora.report.answers import fact_row, missed_facts, single_questions
 from mlx_lora.report.results import change, changes, shown_metric
-from tests.report.run_folders import result, scored
+from tests.report.run_folders import of_facts, result, scored
 from tests.report.test_pages import page_of
 
 SILENT = ["kept wrong"] * 5
@@ -86,3 +86,47 @@ def test_the_counts_of_a_published_result_are_those_of_its_comparison(tmp_path):
     page = page_of(tmp_path, results=[published])
     assert "base wrong 2 fixed 1 kept wrong base right 1 kept right 1 broken" in page.text
     assert "Wrong 0" not in page.text
+
+
+FACTS = {"champion/1990": (2, 0, 2), "champion/1991": (2, 2, 1), "champion/1992": (2, 0, 0)}
+
+
+def test_facts_are_right_where_every_form_is(tmp_path):
+    """The figures were in the file and on no page."""
+    asked = of_facts(result(), FACTS)
+    assert fact_row(asked) == ["facts, every form right", "1 of 3", "1 of 3"]
+    assert missed_facts(asked) == ["champion/1991 1 of 2", "champion/1992 0 of 2"]
+    text = page_of(tmp_path, results=[asked]).text
+    assert "facts, every form right 1 of 3 1 of 3" in text
+    shown = "Facts not right in every form 2 of 3, by exact match champion/1991 1 of 2 champion/1992 0 of 2 Which questions"
+    assert shown in text
+
+
+def test_facts_without_the_base_have_one_column():
+    groups = of_facts(result(), FACTS).per_fact
+    alone = {name: figures.model_copy(update={"base": None}) for name, figures in groups.items()}
+    assert fact_row(result(base=False).model_copy(update={"per_fact": alone})) == ["facts, every form right", "1 of 3"]
+
+
+def test_facts_asked_once_each_are_the_questions_themselves(tmp_path):
+    asked = of_facts(result(), {"general/001": (1, 1, 0), "general/002": (1, 1, 1)})
+    assert fact_row(asked) is None
+    assert missed_facts(asked) == []
+    assert "every form" not in page_of(tmp_path, results=[asked]).text
+
+
+def test_many_missed_facts_are_one_press_away(tmp_path):
+    asked = of_facts(result(), {f"fact/{place:02}": (2, 0, 1) for place in range(30)})
+    page = page_of(tmp_path, results=[asked])
+    assert "fact/19 1 of 2 10 more fact/20 1 of 2" in page.text
+    assert len(page.named("details")) == 1
+    asked = of_facts(result(), {f"fact/{place:02}": (2, 0, 1) for place in range(20)})
+    assert page_of(tmp_path, results=[asked], name="two").named("details") == []
+
+
+def test_a_facts_share_of_fractions_is_its_mean():
+    asked = scored(result(), "token_f1", [(0.0, 0.5)] * 5, leads=True)
+    group = {"count": 2, "token_f1": 0.75, "base": {"count": 2, "token_f1": 1.0}}
+    asked = asked.model_validate({**asked.model_dump(), "per_fact": {"a": group}})
+    assert fact_row(asked) == ["facts, every form right", "1 of 1", "0 of 1"]
+    assert missed_facts(asked) == ["a 0.75"]
