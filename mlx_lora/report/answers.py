@@ -1,7 +1,8 @@
 """Accuracy bars, figures and questions of evaluations, as a page shows them. Knows nothing of HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mlx_lora.evaluation.metrics import is_share
 from mlx_lora.evaluation.result_format import EvaluationResult, Figures, QuestionRow
@@ -147,21 +148,39 @@ def single_questions(result: EvaluationResult, key: str) -> Questions:
 
 
 def shared_questions(results: Sequence[tuple[str, EvaluationResult]], key: str) -> Questions:
-    """The questions that several runs were asked, with each run's answer: where do they differ?"""
-    rows = []
+    """The questions that several runs were asked, with each run's answer and each base's: where do they differ?"""
+    rows, bases = [], distinct_bases(results, _said_by_base)
     several = len(results[0][1].per_category) > 1
-    for asked in zip(*(result.questions for _, result in results), strict=True):
+    for place, asked in enumerate(zip(*(result.questions for _, result in results), strict=True)):
         said = [
             Answer(name, question.answer, right(question, result.metric))
             for (name, result), question in zip(results, asked, strict=True)
         ]
         rights = {answer.right for answer in said}
         state = "differ" if len(rights) == 2 else "right" if rights == {True} else "wrong"
-        base = next((question.base for question in asked if question.base is not None), None)
-        if base is not None:
-            said.append(Answer("base", base.answer, right(base, results[0][1].metric)))
+        said += [
+            Answer(label, base.answer, right(base, result.metric))
+            for label, result in bases
+            if (base := result.questions[place].base) is not None
+        ]
         rows.append(_row(asked[0], state, [state], said, several))
     return _table(key, rows, [("differ", "Runs differ"), ("wrong", "All wrong"), ("right", "All right")])
+
+
+def distinct_bases(
+    results: Sequence[tuple[str, EvaluationResult]], said: Callable[[EvaluationResult], Any]
+) -> list[tuple[str, EvaluationResult]]:
+    """A result for each base that differs in what it `said`, called "base", or by its runs where there are several."""
+    found: dict[Any, tuple[EvaluationResult, list[str]]] = {}
+    for name, result in results:
+        if result.base is not None:
+            found.setdefault(said(result), (result, []))[1].append(name)
+    named = [(f"base of {' and '.join(names)}", result) for result, names in found.values()]
+    return named if len(named) > 1 else [("base", result) for _, result in named]
+
+
+def _said_by_base(result: EvaluationResult) -> tuple[str, ...]:
+    return tuple("" if question.base is None else question.base.answer for question in result.questions)
 
 
 def _row(asked: QuestionRow, state: str, tags: Sequence[str], said: Sequence[Answer], categories: bool) -> Row:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlx_lora.evaluation.result_format import EvaluationResult
 from mlx_lora.report import answers, facts
+from mlx_lora.report.asking import differences, eval_command
 from mlx_lora.report.curves import COLOURS, compared_charts
 from mlx_lora.report.headline import Headline, forgetting_headline, learning_headline
 from mlx_lora.report.pages import introduction, render
@@ -114,29 +115,46 @@ def _same_results(runs: Sequence[Run]) -> list[list[tuple[Run, str, EvaluationRe
 
 def _shared(group: Sequence[tuple[Run, str, EvaluationResult]], key: str) -> Mapping[str, Any]:
     first = group[0][2]
-    bars, metric = [], first.metric
-    bases = {answers.share_text(result.base, metric): result.base for _, _, result in group if result.base is not None}
-    for base in bases.values():
-        bars.append(answers.bar("base", "base", base, metric))
-    bars += [answers.bar(run.name, colour, result, metric) for run, colour, result in group]
-    several = [(run.name, result) for run, _, result in group]
+    metric = first.metric
+    named = [(_asked(run, result), result) for run, _, result in group]
+    bases = answers.distinct_bases(named, lambda one: one.base and answers.share_text(one.base, metric))
+    bars = [answers.bar(label, "base", one.base, metric) for label, one in bases if one.base is not None]
+    bars += [answers.bar(_asked(run, result), colour, result, metric) for run, colour, result in group]
+    whole = [(name, result) for name, result in named if result.questions]  # `push` sends none
     return {
         "key": key,
         "name": first.data.name,
         "introduction": introduction(first),
         "caption": f"{answers.metric_name(metric)}, in percent, with 95 % intervals",
         "bars": bars,
-        "questions": answers.shared_questions(several, key) if len(several) > 1 else None,
+        "questions": answers.shared_questions(whole, key) if len(whole) > 1 else None,
     }
 
 
-def _notes(runs: Sequence[Run]) -> list[str]:
-    """Each run's notes, and which runs were not asked what others were."""
-    found = [f"{run.name}: {text}" for run in runs for text, _ in facts.notes(run)]
+def _asked(run: Run, result: EvaluationResult) -> str:
+    """A run's name, with the step of the adapter that was asked where the file has another one by now."""
+    step = run.other_step(result)
+    return run.name if step is None else f"{run.name}, step {step}"
+
+
+def _notes(runs: Sequence[Run]) -> list[tuple[str, str | None]]:
+    """Each run's notes, and which runs were not asked what others were, or not alike; with what would mend it."""
+    found = [(f"{run.name}: {text}", command) for run in runs for text, command in facts.notes(run)]
+    told: list[EvaluationResult] = []
     for group in _same_results(runs):
-        asked = {run.name for run, _, _ in group}
-        missing = [run for run in runs if run.name not in asked]
-        found += [
-            f"{run.name} was not asked {group[0][2].data.name}: mlx-lora eval {run.place} --base" for run in missing
-        ]
+        first, _, asked = group[0]
+        if any(_same_data(asked, one) for one in told):
+            continue  # said of the larger group
+        told.append(asked)
+        names = {run.name for run, _, _ in group}
+        for run in runs:
+            if run.name not in names:
+                own = next((one for one in run.results if _same_data(one, asked)), None)
+                otherwise = f" otherwise than {first.name}: {differences(own, asked)}" if own is not None else ""
+                text = f"{run.name} was {'not ' if own is None else ''}asked {asked.data.name}{otherwise}."
+                found.append((text, eval_command(run, asked)))
     return found
+
+
+def _same_data(one: EvaluationResult, other: EvaluationResult) -> bool:
+    return one.data.name == other.data.name or one.data.sha256 == other.data.sha256

@@ -60,8 +60,14 @@ def change(question: QuestionRow, metric: str) -> str | None:
 
 
 def same_questions(result: EvaluationResult) -> tuple[Any, ...]:
-    """Equal for results that can stand side by side."""
-    return (result.data.name, result.data.sha256, result.data.asked, result.metric)
+    """Equal for results that can stand side by side: the same questions, asked and scored alike."""
+    data, settings = result.data, result.settings
+    key: tuple[Any, ...] = (data.name, data.sha256, data.asked, result.metric)
+    if data.kind == "choice":
+        return key  # nothing is written, so nothing is drawn, cut or normalized
+    drawn = settings.get("sampling") == "drawn"
+    how = [settings.get("temperature"), settings.get("seed")] if drawn else []
+    return (*key, bool(settings.get("normalize_numbers")), *map(str, [settings.get("max_tokens"), *how]))
 
 
 @dataclass(frozen=True)

@@ -269,7 +269,7 @@ def test_a_comparison_shows_what_differs_and_everybodys_answers(tmp_path):
     assert "All 5 Runs differ 1 All wrong 2 All right 2" in page.text
     tags = [row["data-tags"] for row in page.named("tr") if "data-tags" in row]
     assert tags == ["differ", "right", "right", "wrong", "wrong"]
-    assert set(json.loads(page.scripts[0])) == {"loss", "valid", "pace"}
+    assert set(json.loads(page.scripts[0])) == {"loss", "valid", "rate", "norm", "pace"}
 
 
 def test_a_comparison_tells_equal_names_apart_and_other_data_behind_one_name(tmp_path):
@@ -279,7 +279,7 @@ def test_a_comparison_tells_equal_names_apart_and_other_data_behind_one_name(tmp
     page = Reader(comparison_page([read_run(first), read_run(second)]))
     assert "SHA-256 of train " + "a" * 12 + " " + "e" * 12 in page.text
     assert "one (1), one (2), on tiny" in page.text
-    assert "one (2) was not asked data-test: mlx-lora eval …/y/one --base" in page.text
+    assert "one (2) was not asked data-test. mlx-lora eval …/y/one --base" in page.text
 
 
 def test_a_comparison_of_equal_runs_says_that_nothing_differs(tmp_path):

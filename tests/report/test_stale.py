@@ -6,12 +6,13 @@ Reported by a review: the half-trained adapter's answers stood for the new one's
 import pytest
 
 from mlx_lora.report.card import adapter_card
+from mlx_lora.report.comparison import comparison_page
 from mlx_lora.report.facts import notes
 from mlx_lora.report.headline import forgetting_headline, learning_headline
 from mlx_lora.report.runs import read_run
 from tests.report.run_folders import START, result, step, validation, whole_run, write_run
 from tests.report.test_headline import EVENT, GENERAL, KNOWN
-from tests.report.test_pages import page_of
+from tests.report.test_pages import Reader, page_of
 
 STALE = "data-test was asked at step 3; the adapter here is of step 6."
 
@@ -75,6 +76,14 @@ def test_the_page_says_it_where_the_answers_are(tmp_path):
     page = page_of(tmp_path, results=[result(adapter_step=3)])
     assert f"2026-11-22. Bars show exact match with 95 % intervals. {STALE}" in page.text
     assert "It learned" not in page.text
+
+
+def test_a_comparison_says_which_step_answered(tmp_path):
+    asked = {"a": result(adapter_step=3), "b": result(adapter_step=6)}
+    runs = [read_run(write_run(tmp_path / name, results=[one])) for name, one in asked.items()]
+    text = Reader(comparison_page(runs)).text
+    assert "a, step 3 3 of 5" in text
+    assert f"a: {STALE} mlx-lora eval" in text
 
 
 def test_a_model_card_claims_nothing_of_the_newer_adapter(tmp_path):
