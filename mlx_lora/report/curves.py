@@ -47,15 +47,18 @@ def run_charts(run: Run) -> list[Chart]:
 
 
 def compared_charts(runs: Sequence[Run]) -> list[Chart]:
-    """The runs' losses and pace over one another."""
+    """The runs' losses, learning rates, gradient norms and pace over one another."""
 
-    def overlaid(key: str, title: str, unit: str, points: Callable[[Run], Points], *, dots: bool = False) -> Chart:
+    def overlaid(
+        key: str, title: str, unit: str, points: Callable[[Run], Points], *, dots: bool = False, linear: bool = False
+    ) -> Chart:
         lines = [
             Line(run.name, points(run), COLOURS[place % len(COLOURS)], "dots" if dots else "line")
             for place, run in enumerate(runs)
         ]
         ends = [f"{line.name} ends at {shown(line.values[-1])}" for line in lines if line.values]
-        return Chart(key, title, unit, lines, f"{title}: {'; '.join(ends)}.", wide=True)
+        sentence = f"{title}: {'; '.join(ends)}."
+        return Chart(key, title, unit, lines, sentence, wide=True, axis="linear" if linear else "best")
 
     def smooth(run: Run, points: Points) -> Points:
         return smoothed(points, span_for(len(run.events.steps)))
@@ -63,14 +66,19 @@ def compared_charts(runs: Sequence[Run]) -> list[Chart]:
     def validations(run: Run) -> Points:
         return _points(run.events.validations, "loss")
 
-    def seconds(run: Run) -> Points:
-        return _points(run.events.steps, "seconds")
+    def of_steps(run: Run, name: str) -> Points:
+        return _points(run.events.steps, name)
 
     charts = [
         overlaid("loss", "Training loss, smoothed", "nats a token", lambda run: smooth(run, _losses(run))),
         overlaid("valid", "Validation loss", "nats a token", validations, dots=True),
-        overlaid("pace", "Time a step, smoothed", "s", lambda run: smooth(run, seconds(run))),
-    ]
+        overlaid("rate", "Learning rate", "", lambda run: of_steps(run, "learning_rate"), linear=True),
+        overlaid(
+            "norm", "Gradient norm before clipping, smoothed", "",
+            lambda run: smooth(run, of_steps(run, "gradient_norm")),
+        ),
+        overlaid("pace", "Time a step, smoothed", "s", lambda run: smooth(run, of_steps(run, "seconds"))),
+    ]  # fmt: skip
     return [chart for chart in charts if chart.views]
 
 

@@ -158,3 +158,14 @@ def test_runs_are_laid_over_one_another_in_their_own_colours(tmp_path):
     charts = {one.key: one for one in compared_charts(runs)}
     assert [(line.name, line.colour) for line in charts["valid"].lines] == [("one", "one"), ("two", "two")]
     assert charts["valid"].sentence == "Validation loss: one ends at 0.5; two ends at 0.5."
+
+
+def test_compared_runs_show_learning_rate_and_gradient_norm_too(tmp_path):
+    quick = [START, *[step(number, learning_rate=0.002, gradient_norm=5.0) for number in range(1, 4)]]
+    runs = [read_run(write_run(tmp_path / "one")), read_run(write_run(tmp_path / "two", quick))]
+    charts = {one.key: one for one in compared_charts(runs)}
+    assert list(charts) == ["loss", "valid", "rate", "norm", "pace"]
+    assert charts["rate"].sentence == "Learning rate: one ends at 0.001; two ends at 0.002."
+    assert charts["norm"].sentence == "Gradient norm before clipping, smoothed: one ends at 2; two ends at 5."
+    assert charts["rate"].data()["lines"][1]["points"] == [[1, 0.002], [2, 0.002], [3, 0.002]]
+    assert [view.kind for view in charts["rate"].views] == ["linear", "log"]
