@@ -10,7 +10,7 @@ from mlx_lora.report import answers, facts
 from mlx_lora.report.asking import differences, eval_command
 from mlx_lora.report.curves import COLOURS, compared_charts
 from mlx_lora.report.headline import Headline, forgetting_headline, learning_headline
-from mlx_lora.report.pages import introduction, render
+from mlx_lora.report.pages import introduction, render, spread
 from mlx_lora.report.results import same_questions
 from mlx_lora.report.runs import Run
 
@@ -125,7 +125,7 @@ def _shared(group: Sequence[tuple[Run, str, EvaluationResult]], key: str) -> Map
         "key": key,
         "name": first.data.name,
         "introduction": introduction(first),
-        "caption": f"{answers.metric_name(metric)}, in percent, with 95 % intervals",
+        "caption": f"{answers.metric_name(metric)}, in percent{spread(first)}",
         "bars": bars,
         "questions": answers.shared_questions(whole, key) if len(whole) > 1 else None,
     }

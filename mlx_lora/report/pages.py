@@ -121,7 +121,7 @@ def _result(run: Run, result: EvaluationResult, key: str) -> Mapping[str, Any]:
         "key": key,
         "name": result.data.name,
         "introduction": " ".join(filter(None, [introduction(result) + trained, changed_since(run, result)])),
-        "caption": f"{name}, in percent, with 95 % intervals",
+        "caption": f"{name}, in percent{spread(result)}",
         "bars": bars,
         "figures": facts.Table(["", *columns], [*answers.figure_rows(figures, result.metrics), *rows]),
         "missed": {"of": f"{len(missed)} of {len(result.per_fact)}, by {name}", "facts": missed, "shown": _FACTS},
@@ -152,8 +152,13 @@ def introduction(result: EvaluationResult) -> str:
     data = result.data
     of = f" of {data.rows:,}, evenly spread" if data.asked != data.rows else ""
     how = ", ".join(manner(result).values())
-    bars = f"Bars show {answers.metric_name(result.metric)} with 95 % intervals."
+    bars = f"Bars show {answers.metric_name(result.metric)}{spread(result)}."
     return f"{data.asked:,} questions{of}, from {data.source}; {how}; {result.timestamp[:10]}. {bars}"
+
+
+def spread(result: EvaluationResult) -> str:
+    """What a bar shows beside the figure; a mean of fractions has no interval."""
+    return " with 95 % intervals" if result.metric in result.interval else ""
 
 
 def _changes(result: EvaluationResult) -> list[Mapping[str, Any]]:

@@ -10,7 +10,7 @@ from mlx_lora.report.comparison import comparison_page
 from mlx_lora.report.pages import introduction
 from mlx_lora.report.results import same_questions
 from mlx_lora.report.runs import read_run
-from tests.report.run_folders import SETTINGS, result, write_run
+from tests.report.run_folders import SETTINGS, result, scored, write_run
 from tests.report.test_pages import Reader
 
 DRAWN = {"sampling": "drawn", "temperature": 0.7, "seed": 3, "max_tokens": 24, "normalize_numbers": True}
@@ -68,6 +68,11 @@ def test_without_test_rows_the_validation_rows_are_the_runs_own(tmp_path):
 
 def test_the_longest_answer_that_is_not_named_is_that_of_eval():
     assert inspect.signature(run_evaluate).parameters["max_tokens"].default == 64
+
+
+def test_bars_without_intervals_claim_none():
+    asked = scored(result(), "token_f1", [(0.0, 0.5)] * 5, leads=True)
+    assert introduction(asked).endswith("; 2026-11-22. Bars show token F1.")
 
 
 @pytest.mark.parametrize(
