@@ -30,6 +30,12 @@ def _hermetic(tmp_path_factory):
             os.environ[name] = value
 
 
+@pytest.fixture(scope="session")
+def scratch(tmp_path_factory):
+    """For property tests, whose examples write one file over and over: a folder that no other test looks into."""
+    return tmp_path_factory.mktemp("scratch")
+
+
 @pytest.fixture(autouse=True)
 def _no_limits_of_others():
     """A run gives MLX limits for its process; the next test begins without them, and measures what it would alone."""

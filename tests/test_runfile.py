@@ -295,7 +295,7 @@ CONFIGS = st.builds(
 
 @settings(deadline=None)
 @given(config=CONFIGS)
-def test_a_dumped_config_loads_equal(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_dumped_config_loads_equal(config: RunConfig, scratch: Path) -> None:
     text = dump_config(config)
-    assert load(tmp_path_factory.getbasetemp(), text) == config
+    assert load(scratch, text) == config
     assert RunConfig.model_validate(yaml.safe_load(text)) == config  # other tools read YAML 1.1

@@ -215,28 +215,22 @@ def check_loads_or_faults(folder: Path, content: bytes, overrides: list[str]) ->
 
 @settings(deadline=None)
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode) | SIGNS.map(str.encode))
-def test_arbitrary_bytes_give_nothing_but_a_config_error(
-    content: bytes, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    check_loads_or_faults(tmp_path_factory.getbasetemp(), content, [])
+def test_arbitrary_bytes_give_nothing_but_a_config_error(content: bytes, scratch: Path) -> None:
+    check_loads_or_faults(scratch, content, [])
 
 
 @settings(deadline=None)
 @given(
     value=st.dictionaries(st.sampled_from(NAMES), VALUES), overrides=st.lists(st.text(max_size=9) | SIGNS, max_size=2)
 )
-def test_arbitrary_settings_give_nothing_but_a_config_error(
-    value: object, overrides: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_arbitrary_settings_give_nothing_but_a_config_error(value: object, overrides: list[str], scratch: Path) -> None:
     content = yaml.safe_dump(value).encode("utf-8", errors="surrogatepass")
-    check_loads_or_faults(tmp_path_factory.getbasetemp(), content, overrides)
+    check_loads_or_faults(scratch, content, overrides)
 
 
 @settings(deadline=None)
 @given(path=st.sampled_from([*all_settings(), *all_sections(), "lora.x"]), value=VALUES)
-def test_arbitrary_overrides_give_nothing_but_a_config_error(
-    path: str, value: object, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_arbitrary_overrides_give_nothing_but_a_config_error(path: str, value: object, scratch: Path) -> None:
     text = yaml.safe_dump(value, default_flow_style=True)
     content = b"model: m\ndata: {train: t}\ntrain: {steps: 1}\noutput_dir: o\n"
-    check_loads_or_faults(tmp_path_factory.getbasetemp(), content, [f"{path}={text}"])
+    check_loads_or_faults(scratch, content, [f"{path}={text}"])

@@ -255,10 +255,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 @hypothesis_settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([".jsonl", ".json", ".csv"]))
-def test_any_bytes_are_rows_or_a_named_fault(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, end: str
-) -> None:
-    path = tmp_path_factory.getbasetemp() / f"any{end}"
+def test_any_bytes_are_rows_or_a_named_fault(scratch: Path, content: bytes, end: str) -> None:
+    path = scratch / f"any{end}"
     path.write_bytes(content)
     try:
         places = [row.place for row in iter_rows(path)]
@@ -269,10 +267,8 @@ def test_any_bytes_are_rows_or_a_named_fault(
 
 @hypothesis_settings(deadline=None)
 @given(st.lists(st.dictionaries(st.text(max_size=4), st.text(max_size=8), max_size=3), max_size=5), st.integers(0, 3))
-def test_json_rows_are_the_items_and_their_lines(
-    tmp_path_factory: pytest.TempPathFactory, items: list[dict[str, str]], indent: int
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "items.json"
+def test_json_rows_are_the_items_and_their_lines(scratch: Path, items: list[dict[str, str]], indent: int) -> None:
+    path = scratch / "items.json"
     text = json.dumps({"data": ["other"], "x": {"data": []}, "data ": 1, "last": items}, indent=indent)
     path.write_text(text.replace('"last"', '"data"'))  # the later of two equal keys counts, as in json.loads
     rows = list(iter_rows(path))
