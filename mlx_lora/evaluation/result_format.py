@@ -67,6 +67,7 @@ class DataFacts(_Part):
     asked: int = Field(description="fewer than rows with a limit")
     kind: DataKind = "open"
     trained_on: bool = Field(False, description="the adapter was trained on these very rows")
+    held_out: bool = Field(False, description="of the training file, by the run itself")
 
 
 class RightOrWrong(_Part):

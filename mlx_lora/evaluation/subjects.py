@@ -52,6 +52,7 @@ class Source:
             "rows": self.rows,
             "asked": len(self.records),
             "kind": self.kind,
+            "held_out": self.held_out,
         }
 
     @property

@@ -44,7 +44,7 @@ def eval_command(run: Run, asked: EvaluationResult | None = None) -> str:
     if asked is None:
         return " ".join(parts)
     source, settings, written = asked.data.source, asked.settings, asked.data.kind == "open"
-    if source != short_path(str(run.setting("data.test") or run.setting("data.valid"))):
+    if not asked.data.held_out and source != short_path(str(run.setting("data.test") or run.setting("data.valid"))):
         parts += ["--data", shlex.quote(source)]
     if asked.data.asked != asked.data.rows:
         parts += ["--limit", str(asked.data.asked)]

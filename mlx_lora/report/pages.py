@@ -153,7 +153,8 @@ def introduction(result: EvaluationResult) -> str:
     of = f" of {data.rows:,}, evenly spread" if data.asked != data.rows else ""
     how = ", ".join(manner(result).values())
     bars = f"Bars show {answers.metric_name(result.metric)}{spread(result)}."
-    return f"{data.asked:,} questions{of}, from {data.source}; {how}; {result.timestamp[:10]}. {bars}"
+    source = f"held out of {data.source}" if data.held_out else f"from {data.source}"
+    return f"{data.asked:,} questions{of}, {source}; {how}; {result.timestamp[:10]}. {bars}"
 
 
 def spread(result: EvaluationResult) -> str:

@@ -109,7 +109,8 @@ class Run:
     def was_trained_on(self, result: EvaluationResult) -> bool:
         """Whether the questions of a result are the very rows of the training."""
         hashes = self.origin.get("data_sha256")
-        return isinstance(hashes, Mapping) and hashes.get("train") == result.data.sha256
+        same = isinstance(hashes, Mapping) and hashes.get("train") == result.data.sha256
+        return result.data.trained_on or same
 
     def setting(self, name: str) -> Any:
         """A setting by its dotted name; None where run.yaml does not have it."""

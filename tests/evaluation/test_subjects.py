@@ -72,6 +72,7 @@ def test_a_source_knows_its_file_and_how_much_of_it_is_asked(tmp_path: Path) -> 
         "rows": 6,
         "asked": 3,
         "kind": "open",
+        "held_out": False,
     }
     assert [record.question for record in source.records] == ["q0?", "q2?", "q4?"]
 
@@ -122,6 +123,7 @@ def test_a_run_is_asked_what_it_was_not_trained_on(
     splits = load_splits(subject.run.data, subject.run.train.seed)
     assert (source.name, source.rows) == (name, rows)
     assert source.records == (splits.test or splits.valid)
+    assert source.facts()["held_out"] == name.endswith("held-out")
     assert not source.is_training_data_of(subject)
 
 

@@ -55,6 +55,14 @@ def test_the_command_asks_the_same_questions_in_the_same_way(tmp_path):
     assert eval_command(run, as_choices(result(source="c.jsonl"), "accuracy_norm")).endswith(" --metric accuracy_norm")
 
 
+def test_what_a_run_held_out_is_asked_again_without_a_name(tmp_path):
+    run = read_run(write_run(tmp_path / "one"))
+    asked = result(source="data/train.jsonl")
+    held_out = asked.model_copy(update={"data": asked.data.model_copy(update={"held_out": True})})
+    assert eval_command(run, held_out) == f"mlx-lora eval {run.place} --base"
+    assert introduction(held_out).startswith("5 questions, held out of data/train.jsonl; ")
+
+
 def test_a_command_of_a_result_from_elsewhere_runs_nothing_else(tmp_path):
     run = read_run(write_run(tmp_path / "one"))
     assert eval_command(run, result(source="x; rm y")).endswith(" --data 'x; rm y'")

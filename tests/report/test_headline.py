@@ -46,9 +46,12 @@ def test_of_several_data_sets_the_worst_gives_the_title(tmp_path):
 
 
 def test_knowing_the_training_rows_is_not_called_learning(tmp_path):
-    answer = learning_headline(read(tmp_path, result(sha256="a" * 64)))
-    assert answer.title == "It knows its training rows"
-    assert answer.sentence.endswith("this shows memory, not learning.")
+    known = result()
+    with_held_out = known.model_copy(update={"data": known.data.model_copy(update={"trained_on": True})})
+    for asked in (result(sha256="a" * 64), with_held_out):
+        answer = learning_headline(read(tmp_path, asked))
+        assert answer.title == "It knows its training rows"
+        assert answer.sentence.endswith("this shows memory, not learning.")
 
 
 def test_without_the_base_nothing_is_claimed(tmp_path):
