@@ -151,8 +151,9 @@ def _card(fusion: Fusion, reference: Reference, outcomes: Sequence[Outcome]) -> 
     from mlx_lora.report.card import fused_card
     from mlx_lora.report.runs import read_run
 
-    merged = fusion.adapter.facts.get("merged_from") or {}
-    weights = [one["weight"] for one in merged.get("adapters", [])] or [1.0]
+    weights = [1.0]  # one adapter may be a merged one: what it was merged from is its own part of the card
+    if len(fusion.sources) > 1:
+        weights = [one["weight"] for one in fusion.adapter.facts["merged_from"]["adapters"]]
     runs = [read_run(folder) for folder in fusion.sources]
     licence = base_licence(fusion.model, fusion.revision)
     columns, rows = fidelity_table(reference, outcomes)

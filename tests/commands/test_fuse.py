@@ -12,6 +12,7 @@ import mlx_lm
 import pytest
 
 from mlx_lora.commands import fuse, fuseprompts, fusetrial
+from mlx_lora.commands.adaptermerge import run_adapters_merge
 from mlx_lora.commands.fuse import run_fuse
 from mlx_lora.config import LoraSettings
 from mlx_lora.errors import AdapterError, MlxLoraError
@@ -164,6 +165,19 @@ def test_several_adapters_are_fused_as_their_weighted_sum(tmp_path, capsys):
     assert "0.75 · run0 + 0.5 · run1" in card
     with pytest.raises(AdapterError, match="1 numbers for 2 adapters"):
         run_fuse(folders, tmp_path / "again", weights="1")
+
+
+def test_an_adapter_that_was_merged_of_two_is_fused_as_the_one_that_it_is(tmp_path, capsys):
+    """Its card wanted as many folders as it was merged from, and the whole fused folder was thrown away."""
+    folders, expected = _two_adapters(tmp_path)
+    run_adapters_merge([str(folder) for folder in folders], tmp_path / "merged", weights="0.75,0.5")
+    report = _fuse(tmp_path / "merged", tmp_path / "fused", capsys, dequantize=True)
+    assert report["adapters"] == [str(tmp_path / "merged")]
+    assert mx.allclose(load_base(str(tmp_path / "fused")).model(TOKENS), expected, atol=1e-3)
+    card = (tmp_path / "fused/README.md").read_text()
+    assert "# merged, fused" in card
+    assert "with the adapter merged merged into its weights" in card
+    assert "Merged from 0.75 · run0 + 0.5 · run1 (linear)." in card
 
 
 def test_layers_get_bits_of_their_own_and_mlx_lm_reads_them(tmp_path, capsys, monkeypatch):
