@@ -12,7 +12,7 @@ from mlx_lora.commands.exportjob import Job, say_note
 from mlx_lora.console import talk
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.files import refuse_unwritable, typed_path, whole_file, whole_folder
-from mlx_lora.lora.rendering import model_of, rendering_of
+from mlx_lora.lora.rendering import choose_base, model_of, rendering_of
 from mlx_lora.screen import format_bytes
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def _load(folder: "AdapterFolder", model: str | None, revision: str | None) -> "
     from mlx_lora.lora.adapter import apply_adapter
     from mlx_lora.model.load import load_base
 
-    name, own_revision = (model, revision) if model is not None else model_of(folder.config, folder.folder)
-    loaded = load_base(name, revision=own_revision, compute="quantized")
+    name, chosen = choose_base(model, revision, lambda: model_of(folder.config, folder.folder))
+    loaded = load_base(name, revision=chosen, compute="quantized")
     applied = apply_adapter(loaded.model, folder, asdict(loaded.identity))
     for note in applied.notes:
         say_note(note)

@@ -90,7 +90,7 @@ def _read(adapters: Sequence[Path], weights: str | None, model: str | None, revi
     from mlx_lora.lora.adapter import read_adapter
     from mlx_lora.lora.combine import Recipe
     from mlx_lora.lora.combined_adapter import as_adapter, combine_adapters, different_prompts
-    from mlx_lora.lora.rendering import model_of, rendering_of
+    from mlx_lora.lora.rendering import choose_base, model_of, rendering_of
 
     folders = tuple(find_adapter(str(adapter)) for adapter in adapters)
     read = [read_adapter(folder) for folder in folders]
@@ -102,8 +102,8 @@ def _read(adapters: Sequence[Path], weights: str | None, model: str | None, revi
         for name in different_prompts([one.facts for one in read]):
             talk.print(f"note: {name} differs between them: that of {folders[0]} is kept", markup=False, soft_wrap=True)
     rendering = rendering_of(adapter.config, adapter.folder)
-    name, own_revision = (model, revision) if model is not None else model_of(adapter.config, adapter.folder)
-    return Fusion(name, own_revision, adapter, rendering, folders)
+    name, chosen = choose_base(model, revision, lambda: model_of(adapter.config, adapter.folder))
+    return Fusion(name, chosen, adapter, rendering, folders)
 
 
 def _plan(
