@@ -20,6 +20,7 @@ from mlx_lora.lora.adapter import save_adapter
 from mlx_lora.lora.inject import inject_lora, iter_lora_modules, iter_modules, remove_lora, replace_module
 from mlx_lora.lora.layer import dense_weight
 from mlx_lora.lora.merge import merged_weight
+from mlx_lora.lora.rendering import Rendering
 from mlx_lora.model.load import load_base
 from tests.tiny import save_tiny_folder, tiny_model
 
@@ -374,6 +375,54 @@ def test_rows_that_have_gone_are_replaced_by_plain_prompts_aloud(tmp_path, capsy
     (adapter / "run.yaml").write_text("model: x\ndata: {train: nowhere.jsonl}\ntrain: {steps: 1}\noutput_dir: y\n")
     run_fuse([adapter], tmp_path / "fused")
     assert "plain prompts are used" in capsys.readouterr().err
+
+
+def _with_rows(adapter: Path, lengths: list[int]) -> Path:
+    """Give the adapter's run a file of rows with questions of so many characters, a token each."""
+    rows = [{"question": "x" * length, "answer": "y"} for length in lengths]
+    path = adapter.parent / "valid.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    run = f"model: x\ndata: {{train: nowhere.jsonl, valid: {path}}}\ntrain: {{steps: 1}}\noutput_dir: y\n"
+    (adapter / "run.yaml").write_text(run)
+    return path
+
+
+def test_where_all_rows_are_too_long_the_shortest_few_are_compared(tmp_path, capsys, monkeypatch):
+    """It said that there were no rows, and with a long system prompt it divided by zero."""
+    monkeypatch.setattr(fuseprompts, "LONGEST_PROMPT", 1100)
+    monkeypatch.setattr(fuseprompts, "MOST_PROMPTS", 8)
+    adapter, _ = _adapter(tmp_path, SMALL)
+    path = _with_rows(adapter, [1200 - step for step in range(60)])
+    report = _fuse(adapter, tmp_path / "fused", capsys)
+    assert (report["prompts"], report["base"]["answers"]) == (str(path), 4)
+    tokenizer, rendering = load_base(str(tmp_path / "base")).tokenizer, Rendering()
+    prompts, _ = fuseprompts.choose_prompts([adapter], tokenizer, rendering)
+    frame = len("user\n\nassistant\n") + 3  # and three marks
+    assert [len(prompt) for prompt in prompts] == [frame + length for length in (1141, 1142, 1143, 1144)]
+    said = capsys.readouterr().err
+    assert f"note: all rows of {path} are longer than 1,100 tokens, as the adapter is asked: the shortest 4" in said
+    assert "no rows" not in said
+    # One row that no even spread meets is within the limit: it is found, and nothing need be said.
+    _with_rows(adapter, [1200] * 5 + [7] + [1200] * 60)
+    prompts, _ = fuseprompts.choose_prompts([adapter], tokenizer, rendering)
+    assert [len(prompt) for prompt in prompts] == [frame + 7]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_system_prompt_beyond_the_limit_leaves_plain_prompts_to_compare(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fuseprompts, "LONGEST_PROMPT", 150)
+    adapter, _ = _adapter(tmp_path, SMALL, facts={"system_prompt": "Be brief. " * 15})
+    assert run_fuse([adapter], tmp_path / "fused", json_output=True) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["base"]["answers"] == 4
+    assert "note: no rows of the run to compare on: plain prompts are used" in printed.err
+    assert "note: all plain prompts are longer than 150 tokens, as the adapter is asked" in printed.err
+
+
+def test_where_nothing_can_be_asked_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuseprompts, "PLAIN_PROMPTS", ())
+    with pytest.raises(AdapterError, match=r"run: there is no prompt on which the fused model could be compared"):
+        fuseprompts.choose_prompts([tmp_path / "run"], None, Rendering())
 
 
 def test_a_large_model_is_written_in_numbered_shards_with_an_index(tmp_path, capsys, monkeypatch):
