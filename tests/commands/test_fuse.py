@@ -36,11 +36,18 @@ def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _adapter(
-    root: Path, size: float, family: str = "llama", bits: int | None = 4, facts: Any = None, **settings: Any
+    root: Path,
+    size: float,
+    family: str = "llama",
+    bits: int | None = 4,
+    facts: Any = None,
+    keep_base: bool = False,
+    **settings: Any,
 ) -> tuple[Path, mx.array]:
     """A base in `root/base`, an adapter of that size in `root/run`; return the adapter and the logits of both."""
     base = root / "base"
-    save_tiny_folder(base, family, bits=bits)
+    if not keep_base:
+        save_tiny_folder(base, family, bits=bits)
     loaded = load_base(str(base))
     chosen = LoraSettings(rank=4, alpha=8.0, **settings)
     inject_lora(loaded.model, chosen, seed=0)
@@ -75,6 +82,26 @@ def _naive_folder(adapter: Path, folder: Path) -> Path:
     model.update_modules(tree_unflatten(fused))
     save(folder, str(adapter.parent / "base"), model, tokenizer, config, donate_model=False)
     return folder
+
+
+@pytest.mark.parametrize("kind", ["default", "linear"])
+def test_rotary_settings_of_transformers_5_are_written_as_mlx_lm_reads_them(tmp_path, capsys, kind):
+    """The folder was checked with repaired settings and written without: mlx-lm computed with a frequency of 10,000."""
+    base = save_tiny_folder(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["rope_theta"]
+    scaling = {} if kind == "default" else {"factor": 4.0}
+    config["rope_parameters"] = {"rope_theta": 500.0, "rope_type": kind, **scaling}
+    (base / "config.json").write_text(json.dumps(config))
+    adapter, expected = _adapter(tmp_path, SMALL, bits=None, keep_base=True)
+    _fuse(adapter, tmp_path / "fused", capsys)
+    theirs, _ = mlx_lm.load(str(tmp_path / "fused"))
+    assert mx.allclose(theirs(TOKENS), expected, atol=1e-4)
+    assert mx.array_equal(theirs(TOKENS), load_base(str(tmp_path / "fused")).model(TOKENS))
+    written = json.loads((tmp_path / "fused/config.json").read_text())
+    assert written["rope_parameters"] == config["rope_parameters"]
+    assert written["rope_theta"] == 500.0
+    assert written.get("rope_scaling") == (None if kind == "default" else {"rope_type": "linear", "factor": 4.0})
 
 
 def test_a_small_update_is_lost_by_naive_requantization_and_kept_by_ours(tmp_path, capsys, monkeypatch):
