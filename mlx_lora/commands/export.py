@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.commands.exportgguf import write_gguf, write_gguf_lora, write_ollama
-from mlx_lora.commands.exportjob import Job, say_note
+from mlx_lora.commands.exportjob import Job, say_note, say_prompt_notes
 from mlx_lora.console import talk
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.files import refuse_unwritable, typed_path, whole_file, whole_folder
@@ -104,6 +104,7 @@ def _write_peft(target: Path, job: Job) -> dict[str, Any]:
     # In the file's own dtype: what was read for the base's sake is float32.
     tensors = read_tensors(job.folder.folder / WEIGHTS_FILE)
     write_peft_folder(target, tensors, parameters, present, naming_of(job.base.config), _portable_facts(job.folder))
+    say_prompt_notes(job, "PEFT's format")
     return {"modules": len(job.folder.modules), "base": parameters.base, "revision": parameters.revision}
 
 

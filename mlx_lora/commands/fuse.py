@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_lora.commands.fusetrial import Fusion, Outcome, Reference, iter_attempts, measure_reference, try_form
 from mlx_lora.commands.plaintable import print_table
+from mlx_lora.commands.promptnotes import prompt_notes
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError
 from mlx_lora.files import refuse_unwritable, typed_path, whole_folder, write_whole
@@ -63,8 +64,8 @@ def run_fuse(
         write_whole(temporary / "README.md", _card(fusion, reference, outcomes))
     chosen = outcomes[-1]
     talk.print(f"{output}: {chosen.form}, {format_bytes(chosen.weight_bytes)}", markup=False, soft_wrap=True)
-    if fusion.rendering.system_prompt is not None:
-        talk.print("note: a model folder holds no system prompt: give the adapter's own in conversations", markup=False)
+    for note in prompt_notes(fusion.rendering, "a model folder", template=True):
+        talk.print(f"note: {note}", markup=False, soft_wrap=True)
     if json_output:
         sys.stdout.write(json.dumps(_as_json(fusion, output, reference, outcomes)) + "\n")
     else:
