@@ -50,7 +50,7 @@ def run_export(
     rendering = rendering_of(folder.config, folder.folder)
     output = typed_path(output)
     refuse_unwritable(output)
-    _check_name(output, to)
+    _check_name(output, to, folder.folder.resolve().name)
     with whole_file(output, overwrite=False) if to in _FILES else whole_folder(output) as temporary:
         job = Job(folder, _load(folder, model, revision), rendering, kind, base_name, ollama_base)
         facts = _WRITERS[to](temporary, job)
@@ -63,10 +63,12 @@ def run_export(
     return 0
 
 
-def _check_name(output: Path, to: str) -> None:
+def _check_name(output: Path, to: str, name: str) -> None:
+    """Refuse a name that is not one of a file or a folder, as `to` wants it. name: the adapter's, for a suggestion."""
     if (output.suffix == ".gguf") != (to in _FILES):
         wanted = "a file name that ends in .gguf" if to in _FILES else "the name of a folder"
-        instead = output.with_suffix(".gguf" if to in _FILES else "")
+        suffix = ".gguf" if to in _FILES else ""
+        instead = output.with_suffix(suffix) if output.name else output / f"{name}{suffix}"
         raise MlxLoraError(f"--output {output}: {to} needs {wanted}", f"such as {instead}")
 
 
