@@ -110,9 +110,10 @@ def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     """Yield an empty temporary folder beside `path`, which becomes `path` when the block ends.
 
     A folder with something in it is kept, unless `overwrite`. After an exception `path` is as it was.
-    Raises: MlxLoraError when `path` exists, or as write_whole.
+    Raises: MlxLoraError when `path` exists, or is the current folder, which nothing can replace, or as write_whole.
     """
     path = Path(path)
+    _refuse_nameless(path)
     _refuse_existing(path, overwrite)
     temporary = _beside(path)
     with _made_parents(path):
@@ -215,6 +216,14 @@ def _beside(path: Path) -> Path:
 
 def _is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
+
+
+def _refuse_nameless(path: Path) -> None:
+    with named_errors(path):
+        here = path.is_dir() and path.samefile(os.curdir)
+    if here or not path.name:
+        fact = "is the folder you are in" if here else "has no name"
+        raise MlxLoraError(f"{path}: {fact}", "give the name of a new folder; it appears whole, under that name")
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:

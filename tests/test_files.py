@@ -138,6 +138,19 @@ def test_a_folder_with_something_in_it_is_kept_unless_told(tmp_path: Path) -> No
     assert _names(tmp_path) == ["f"]
 
 
+def test_the_current_folder_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In an empty folder `-o .` did all the work, and then nothing could be renamed to it."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to("here")
+    monkeypatch.chdir(tmp_path / "here")
+    for name in (".", "", tmp_path / "here", "../here", tmp_path / "link"):
+        with pytest.raises(MlxLoraError, match="is the folder you are in"), whole_folder(name):
+            raise AssertionError("the work has begun")
+    with pytest.raises(MlxLoraError, match="/: has no name"), whole_folder("/"):
+        raise AssertionError("the work has begun")
+    assert _names(tmp_path) == ["here", "link"]
+
+
 def test_a_folder_that_appeared_meanwhile_is_kept(tmp_path: Path) -> None:
     def write() -> None:
         with whole_folder(tmp_path / "f") as folder:

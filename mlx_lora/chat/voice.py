@@ -19,7 +19,7 @@ from mlx_lora.errors import AdapterError, ModelError
 from mlx_lora.lora.adapter_config import read_adapter_config
 from mlx_lora.lora.bank import AdapterBank, Resident, folder_version
 from mlx_lora.lora.mix import Mix, parse_mix
-from mlx_lora.lora.rendering import Rendering, model_of, rendering_of
+from mlx_lora.lora.rendering import Rendering, choose_base, model_of, rendering_of
 from mlx_lora.model.generate import Piece, PromptCache, stream_answer
 from mlx_lora.model.load import LoadedModel, load_base
 from mlx_lora.model.tokenizer import Tokenizer
@@ -236,16 +236,25 @@ def load_voice(adapters: Sequence[str | Path], *, model: str | None, revision: s
     adapters: as Voice.use takes them. Raises: ModelError, AdapterError.
     """
     folders = [find_adapter(name) for who in adapters for name in parse_mix(str(who), is_adapter).names]
-    if folders and model is None:
-        config, _ = read_adapter_config(folders[0])
-        model, stored_revision = model_of(config, folders[0])
-        revision = revision or stored_revision
-    voice = Voice(load_base(model or DEFAULT_MODEL, revision=revision))
+    name, chosen = base_for(folders, model=model, revision=revision)
+    voice = Voice(load_base(name, revision=chosen))
     for folder in folders:
         voice.add(folder)
     if adapters:
         voice.use(adapters[0])
     return voice
+
+
+def base_for(folders: Sequence[Path], *, model: str | None, revision: str | None) -> tuple[str, str | None]:
+    """Name and revision of the base: as asked for, else of the first adapter, else the built-in one.
+
+    Raises: AdapterError when that adapter does not say.
+    """
+
+    def own() -> tuple[str, str | None]:
+        return model_of(read_adapter_config(folders[0])[0], folders[0]) if folders else (DEFAULT_MODEL, None)
+
+    return choose_base(model, revision, own)
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

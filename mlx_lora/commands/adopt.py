@@ -40,6 +40,7 @@ def run_import(
     from mlx_lora.exchange.peft_folder import our_tensors, read_peft_folder
     from mlx_lora.exchange.peft_names import naming_of
     from mlx_lora.lora.adapter import apply_adapter, read_adapter, save_adapter
+    from mlx_lora.lora.rendering import choose_base
     from mlx_lora.model.load import load_base
 
     place = typed_path(output)
@@ -47,13 +48,13 @@ def run_import(
     refuse_unwritable(place)
     with whole_folder(place) as temporary:
         peft = read_peft_folder(typed_path(source))
-        name, own_revision = (model, revision) if model is not None else _base_of(peft)
-        base = load_base(name, revision=own_revision, compute="quantized")
+        name, chosen = choose_base(model, revision, lambda: _base_of(peft))
+        base = load_base(name, revision=chosen, compute="quantized")
         tensors = our_tensors(peft, naming_of(base.config))
         adapter = _as_adapter(peft, tensors)
         applied = apply_adapter(base.model, adapter, asdict(base.identity))
         settings = _settings(peft, adapter)
-        facts = {**_facts(peft, base), "model": name, "revision": own_revision}
+        facts = {**_facts(peft, base), "model": name, "revision": chosen}
         dtypes = {tensor.dtype for tensor in tensors.values()}
         dtype = dtypes.pop() if len(dtypes) == 1 else mx.float32  # float32 holds the others' values exactly
         save_adapter(temporary, base.model, settings=settings, metadata=facts, dtype=dtype)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.commands.exportgguf import write_gguf, write_gguf_lora, write_ollama
-from mlx_lora.commands.exportjob import Job, say_note
+from mlx_lora.commands.exportjob import Job, say_note, say_prompt_notes
 from mlx_lora.console import talk
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.files import refuse_unwritable, typed_path, whole_file, whole_folder
-from mlx_lora.lora.rendering import model_of, rendering_of
+from mlx_lora.lora.rendering import choose_base, model_of, rendering_of
 from mlx_lora.screen import format_bytes
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run_export(
     rendering = rendering_of(folder.config, folder.folder)
     output = typed_path(output)
     refuse_unwritable(output)
-    _check_name(output, to)
+    _check_name(output, to, folder.folder.resolve().name)
     with whole_file(output, overwrite=False) if to in _FILES else whole_folder(output) as temporary:
         job = Job(folder, _load(folder, model, revision), rendering, kind, base_name, ollama_base)
         facts = _WRITERS[to](temporary, job)
@@ -63,10 +63,12 @@ def run_export(
     return 0
 
 
-def _check_name(output: Path, to: str) -> None:
+def _check_name(output: Path, to: str, name: str) -> None:
+    """Refuse a name that is not one of a file or a folder, as `to` wants it. name: the adapter's, for a suggestion."""
     if (output.suffix == ".gguf") != (to in _FILES):
         wanted = "a file name that ends in .gguf" if to in _FILES else "the name of a folder"
-        instead = output.with_suffix(".gguf" if to in _FILES else "")
+        suffix = ".gguf" if to in _FILES else ""
+        instead = output.with_suffix(suffix) if output.name else output / f"{name}{suffix}"
         raise MlxLoraError(f"--output {output}: {to} needs {wanted}", f"such as {instead}")
 
 
@@ -81,8 +83,8 @@ def _load(folder: "AdapterFolder", model: str | None, revision: str | None) -> "
     from mlx_lora.lora.adapter import apply_adapter
     from mlx_lora.model.load import load_base
 
-    name, own_revision = (model, revision) if model is not None else model_of(folder.config, folder.folder)
-    loaded = load_base(name, revision=own_revision, compute="quantized")
+    name, chosen = choose_base(model, revision, lambda: model_of(folder.config, folder.folder))
+    loaded = load_base(name, revision=chosen, compute="quantized")
     applied = apply_adapter(loaded.model, folder, asdict(loaded.identity))
     for note in applied.notes:
         say_note(note)
@@ -104,6 +106,7 @@ def _write_peft(target: Path, job: Job) -> dict[str, Any]:
     # In the file's own dtype: what was read for the base's sake is float32.
     tensors = read_tensors(job.folder.folder / WEIGHTS_FILE)
     write_peft_folder(target, tensors, parameters, present, naming_of(job.base.config), _portable_facts(job.folder))
+    say_prompt_notes(job, "PEFT's format")
     return {"modules": len(job.folder.modules), "base": parameters.base, "revision": parameters.revision}
 
 

@@ -1,18 +1,24 @@
 """`mlx-lora export` for llama.cpp and Ollama: an adapter, or base and adapter in one, as GGUF, with a Modelfile."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from mlx_lora.commands.exportjob import Job, say_note
+from mlx_lora.commands.exportjob import Job, say_note, say_prompt_notes
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError
 from mlx_lora.files import write_whole
 
 _LEAST_KEPT = 0.9  # of the update, in the rounded weights
+_OLLAMA = ", or take --to ollama"
 
 
 def write_gguf_lora(target: Path, job: Job) -> dict[str, Any]:
+    facts = _write_adapter(target, job)
+    say_prompt_notes(job, "a GGUF adapter", instead=_OLLAMA)
+    return facts
+
+
+def _write_adapter(target: Path, job: Job) -> dict[str, Any]:
     from mlx_lora.exchange.gguf_adapter import write_gguf_adapter
     from mlx_lora.exchange.gguf_model import layout_of
 
@@ -23,8 +29,7 @@ def write_gguf_lora(target: Path, job: Job) -> dict[str, Any]:
 
 def write_gguf(target: Path, job: Job) -> dict[str, Any]:
     facts = _write_model(target, job)
-    if job.rendering.system_prompt is not None:
-        say_note("a GGUF file holds no system prompt: give the adapter's own in conversations, or take --to ollama")
+    say_prompt_notes(job, "a GGUF file", template=True, instead=_OLLAMA)
     return facts
 
 
@@ -44,10 +49,6 @@ def _write_model(target: Path, job: Job) -> dict[str, Any]:
             f"{job.folder.folder}: {job.kind} rounds the adapter away ({kept:.1%} of the update is kept)",
             "take --type f16, or --to gguf-lora",
         )
-    if job.rendering.chat_template_args:
-        say_note(
-            f"the chat template's switches are not in the file: {json.dumps(dict(job.rendering.chat_template_args))}"
-        )
     return {"architecture": layout.architecture, "type": job.kind, "pre_tokenizer": vocabulary.pre, "update_kept": kept}
 
 
@@ -59,14 +60,17 @@ def write_ollama(target: Path, job: Job) -> dict[str, Any]:
     frame = find_frame(
         lambda turns, follows: tokenizer.render_chat(turns, add_generation_prompt=follows, template_args=args), bos
     )
+    whole = job.ollama_base is None
     if frame is None:
-        say_note(
-            "no TEMPLATE is in the Modelfile: the base's has no plain frame; Ollama goes by the one in the GGUF file"
-        )
+        theirs = "the one in the GGUF file" if whole else f"that of {job.ollama_base}"
+        say_note(f"no TEMPLATE is in the Modelfile: the chat template has no plain frame; Ollama goes by {theirs}")
+    # TEMPLATE is what the template writes with its switches set; without it, the file of a whole model has that one.
+    written = frame is not None
+    say_prompt_notes(job, "the Modelfile", system_prompt=True, template=written or whole, switches=written)
     if job.ollama_base is None:
         facts, source, adapter = _write_model(target / "model.gguf", job), "./model.gguf", None
     else:
-        facts, source, adapter = write_gguf_lora(target / "adapter.gguf", job), job.ollama_base, "./adapter.gguf"
+        facts, source, adapter = _write_adapter(target / "adapter.gguf", job), job.ollama_base, "./adapter.gguf"
     modelfile = build_modelfile(
         source,
         adapter=adapter,

@@ -1,8 +1,9 @@
 """What one `mlx-lora export` is to write: the adapter, its base and the options, as each format's writer takes them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.promptnotes import prompt_notes
 from mlx_lora.console import talk
 from mlx_lora.lora.rendering import Rendering
 
@@ -28,6 +29,12 @@ class Job:
     def tokenizer(self) -> "Tokenizer":
         """The base's, with the adapter's own template where it has one."""
         return self.base.tokenizer.with_chat_template(self.rendering.chat_template, self.rendering.place)
+
+
+def say_prompt_notes(job: Job, holder: str, **held: Any) -> None:
+    """Say what `holder` loses of the adapter's prompts; `held` as prompt_notes takes it."""
+    for note in prompt_notes(job.rendering, holder, **held):
+        say_note(note)
 
 
 def say_note(text: str) -> None:

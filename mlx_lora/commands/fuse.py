@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_lora.commands.fusetrial import Fusion, Outcome, Reference, iter_attempts, measure_reference, try_form
 from mlx_lora.commands.plaintable import print_table
+from mlx_lora.commands.promptnotes import prompt_notes
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError
 from mlx_lora.files import refuse_unwritable, typed_path, whole_folder, write_whole
@@ -63,8 +64,8 @@ def run_fuse(
         write_whole(temporary / "README.md", _card(fusion, reference, outcomes))
     chosen = outcomes[-1]
     talk.print(f"{output}: {chosen.form}, {format_bytes(chosen.weight_bytes)}", markup=False, soft_wrap=True)
-    if fusion.rendering.system_prompt is not None:
-        talk.print("note: a model folder holds no system prompt: give the adapter's own in conversations", markup=False)
+    for note in prompt_notes(fusion.rendering, "a model folder", template=True):
+        talk.print(f"note: {note}", markup=False, soft_wrap=True)
     if json_output:
         sys.stdout.write(json.dumps(_as_json(fusion, output, reference, outcomes)) + "\n")
     else:
@@ -90,7 +91,7 @@ def _read(adapters: Sequence[Path], weights: str | None, model: str | None, revi
     from mlx_lora.lora.adapter import read_adapter
     from mlx_lora.lora.combine import Recipe
     from mlx_lora.lora.combined_adapter import as_adapter, combine_adapters, different_prompts
-    from mlx_lora.lora.rendering import model_of, rendering_of
+    from mlx_lora.lora.rendering import choose_base, model_of, rendering_of
 
     folders = tuple(find_adapter(str(adapter)) for adapter in adapters)
     read = [read_adapter(folder) for folder in folders]
@@ -102,8 +103,8 @@ def _read(adapters: Sequence[Path], weights: str | None, model: str | None, revi
         for name in different_prompts([one.facts for one in read]):
             talk.print(f"note: {name} differs between them: that of {folders[0]} is kept", markup=False, soft_wrap=True)
     rendering = rendering_of(adapter.config, adapter.folder)
-    name, own_revision = (model, revision) if model is not None else model_of(adapter.config, adapter.folder)
-    return Fusion(name, own_revision, adapter, rendering, folders)
+    name, chosen = choose_base(model, revision, lambda: model_of(adapter.config, adapter.folder))
+    return Fusion(name, chosen, adapter, rendering, folders)
 
 
 def _plan(
@@ -151,8 +152,9 @@ def _card(fusion: Fusion, reference: Reference, outcomes: Sequence[Outcome]) -> 
     from mlx_lora.report.card import fused_card
     from mlx_lora.report.runs import read_run
 
-    merged = fusion.adapter.facts.get("merged_from") or {}
-    weights = [one["weight"] for one in merged.get("adapters", [])] or [1.0]
+    weights = [1.0]  # one adapter may be a merged one: what it was merged from is its own part of the card
+    if len(fusion.sources) > 1:
+        weights = [one["weight"] for one in fusion.adapter.facts["merged_from"]["adapters"]]
     runs = [read_run(folder) for folder in fusion.sources]
     licence = base_licence(fusion.model, fusion.revision)
     columns, rows = fidelity_table(reference, outcomes)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlx_lora.console import talk
-from mlx_lora.errors import MlxLoraError
+from mlx_lora.errors import AdapterError, MlxLoraError
 from mlx_lora.files import typed_path
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 MOST_PROMPTS = 32
 LONGEST_PROMPT = 1024  # tokens; longer rows are left out of the comparison
+FEWEST_PROMPTS = 4  # of those that are longer, where there are no others
 PLAIN_PROMPTS = (
     "What is the capital of France?",
     "Name three colours.",
@@ -32,22 +33,28 @@ def choose_prompts(
     adapters: Sequence[Path], tokenizer: "Tokenizer", rendering: "Rendering"
 ) -> tuple[list[list[int]], str]:
     """Prompts from the rows of the adapters' runs, an equal share of each, plain ones where there are no rows; and
-    where they come from."""
+    where they come from. Raises: AdapterError where none can be written."""
     from mlx_lora.dataset.record import Record
 
-    found = [_run_records(adapter, MOST_PROMPTS // len(adapters)) for adapter in adapters]
-    prompts = [prompt for records, _ in found for prompt in _rendered(records, tokenizer, rendering)]
+    most = max(MOST_PROMPTS // len(adapters), 1)
+    found = [_run_records(adapter) for adapter in adapters]
+    prompts = [prompt for records, origin in found for prompt in _chosen(records, most, tokenizer, rendering, origin)]
     if prompts:
         return prompts, " and ".join(dict.fromkeys(origin for _, origin in found if origin))
     plain = [Record(({"role": "user", "content": text},), format="question/answer") for text in PLAIN_PROMPTS]
     talk.print("note: no rows of the run to compare on: plain prompts are used", markup=False)
-    return _rendered(plain, tokenizer, rendering), "plain prompts"
+    prompts = _chosen(plain, len(plain), tokenizer, rendering, "plain prompts")
+    if not prompts:
+        raise AdapterError(
+            f"{' and '.join(map(str, adapters))}: there is no prompt on which the fused model could be compared",
+            "put the run.yaml with which it was trained beside it, and the rows that it names where they were",
+        )
+    return prompts, "plain prompts"
 
 
-def _run_records(adapter: Path, most: int) -> tuple[Sequence["Record"], str]:
-    """Rows that the run did not train on, if it had any, spread evenly; and their source."""
+def _run_records(adapter: Path) -> tuple[Sequence["Record"], str]:
+    """Rows that the run did not train on, if it had any, without their answers; and their source."""
     from mlx_lora.dataset.records import read_records
-    from mlx_lora.evaluation.subjects import spread_rows
     from mlx_lora.runfile import load_config
 
     run = adapter / "run.yaml"
@@ -58,11 +65,33 @@ def _run_records(adapter: Path, most: int) -> tuple[Sequence["Record"], str]:
         for split, source in (("valid", data.valid), ("test", data.test), ("train", data.train)):
             if source is not None and typed_path(source).exists():
                 records = [record for record in read_records(source, split) if record.messages]
-                spread = spread_rows(records, max(most, 1))
-                return [replace(record, messages=record.messages[:-1]) for record in spread], source
+                return [replace(record, messages=record.messages[:-1]) for record in records], source
     except MlxLoraError as error:
         talk.print(f"note: {error.message}", markup=False, soft_wrap=True)
     return [], ""
+
+
+def _chosen(
+    records: Sequence["Record"], most: int, tokenizer: "Tokenizer", rendering: "Rendering", origin: str
+) -> list[list[int]]:
+    """At most so many prompts, spread evenly, of those within the limit; where all are longer, the shortest few."""
+    from mlx_lora.evaluation.subjects import spread_rows
+
+    prompts = _rendered(spread_rows(records, most), tokenizer, rendering)
+    if len(records) > most and all(len(prompt) > LONGEST_PROMPT for prompt in prompts):
+        prompts = _rendered(sorted(records, key=_characters)[:most], tokenizer, rendering)
+    within = [prompt for prompt in prompts if len(prompt) <= LONGEST_PROMPT]
+    if within or not prompts:
+        return within
+    shortest = sorted(prompts, key=len)[:FEWEST_PROMPTS]
+    rows = "plain prompts" if origin == "plain prompts" else f"rows of {origin}"
+    fact = f"all {rows} are longer than {LONGEST_PROMPT:,} tokens, as the adapter is asked"
+    talk.print(f"note: {fact}: the shortest {len(shortest)} are compared", markup=False, soft_wrap=True)
+    return shortest
+
+
+def _characters(record: "Record") -> int:
+    return sum(len(str(message.get("content") or "")) for message in record.messages)
 
 
 def _rendered(records: Sequence["Record"], tokenizer: "Tokenizer", rendering: "Rendering") -> list[list[int]]:
@@ -75,4 +104,4 @@ def _rendered(records: Sequence["Record"], tokenizer: "Tokenizer", rendering: "R
         )
         for record in records
     ]
-    return [prompt for prompt in prompts if 0 < len(prompt) <= LONGEST_PROMPT]
+    return [prompt for prompt in prompts if prompt]

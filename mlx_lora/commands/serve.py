@@ -75,18 +75,13 @@ def _start(
     folders: dict[str, Path], model: str | None, revision: str | None, limits: "Limits", metrics: "Metrics"
 ) -> "tuple[Engine, Residents]":
     """Load base and adapters into a running engine. Raises: MlxLoraError."""
-    from mlx_lora.chat.voice import DEFAULT_MODEL
-    from mlx_lora.lora.adapter_config import read_adapter_config
-    from mlx_lora.lora.rendering import model_of
+    from mlx_lora.chat.voice import base_for
     from mlx_lora.model.load import load_base
     from mlx_lora.serving.engine import Engine
     from mlx_lora.serving.refusals import Refusal
 
-    if model is None and folders:
-        first = next(iter(folders.values()))
-        model, stored = model_of(read_adapter_config(first)[0], first)
-        revision = revision or stored
-    engine = Engine(partial(load_base, model or DEFAULT_MODEL, revision=revision), limits, metrics)
+    name, chosen = base_for(list(folders.values()), model=model, revision=revision)
+    engine = Engine(partial(load_base, name, revision=chosen), limits, metrics)
     residents = engine.start()
     for name, folder in folders.items():
         try:

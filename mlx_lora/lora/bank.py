@@ -17,7 +17,7 @@ import mlx.nn as nn
 from mlx_lora.errors import AdapterError
 from mlx_lora.files import named_errors
 from mlx_lora.lora.adapter import AdapterFolder, AppliedAdapter, apply_adapter, read_adapter
-from mlx_lora.lora.adapter_config import WEIGHTS_FILE, read_adapter_config
+from mlx_lora.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from mlx_lora.lora.inject import iter_lora_modules, refuse_adapted, remove_lora, replace_module
 from mlx_lora.lora.layer import AdapterLayer, DoRALinear
 from mlx_lora.lora.mix import Mix, mix_layers, parse_mix, unknown_adapter
@@ -173,11 +173,13 @@ class AdapterBank:
 
 
 def folder_version(folder: Path) -> str:
-    """A text that differs for every state of the adapter's weights in `folder`. Raises: MlxLoraError."""
-    weights = folder / WEIGHTS_FILE
-    with named_errors(weights):
-        facts = weights.stat()
-    return f"{weights.resolve()} {facts.st_mtime_ns} {facts.st_size}"
+    """A text that differs for every state of the adapter's weights and config in `folder`. Raises: MlxLoraError."""
+    states = []
+    for file in (folder / WEIGHTS_FILE, folder / CONFIG_FILE):
+        with named_errors(file):
+            facts = file.stat()
+        states.append(f"{file.resolve()} {facts.st_mtime_ns} {facts.st_size}")
+    return " ".join(states)
 
 
 def _layers_of(mix: Mix, residents: Mapping[str, Resident]) -> dict[str, AdapterLayer]:

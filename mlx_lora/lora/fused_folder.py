@@ -25,6 +25,10 @@ _COPIED = (
 )  # fmt: skip
 
 
+# What the loader of bases takes out of transformers 5's rope_parameters; mlx-lm's own loader reads these alone.
+_ROTARY = ("rope_theta", "rope_scaling", "rope_local_base_freq")
+
+
 @dataclass(frozen=True)
 class Written:
     """What was written.
@@ -130,6 +134,8 @@ def _write_config(folder: Path, source: Path, config: dict[str, Any], attempt: A
     for key in ("quantization", "quantization_config"):
         written.pop(key, None)
         (written.get("text_config") or {}).pop(key, None)
+    resolved = {key: config[key] for key in _ROTARY if written.get(key) is None and config.get(key) is not None}
+    written.update(resolved)
     entries = {path: storage.config for path, storage in attempt.storages.items()}
     quantization = None if attempt.dequantize_others else config.get("quantization")
     if quantization is None:

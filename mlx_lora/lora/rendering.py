@@ -4,7 +4,7 @@ Knows nothing of tensors or models; imports no MLX.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -79,6 +79,16 @@ def model_of(config: Mapping[str, Any], folder: Path) -> tuple[str, str | None]:
             f"{folder / CONFIG_FILE}: does not say which base it was trained on", "name the base with --model"
         )
     return name, revision
+
+
+def choose_base(
+    model: str | None, revision: str | None, own: Callable[[], tuple[str, str | None]]
+) -> tuple[str, str | None]:
+    """Name and revision of the base: `model` where it is given, else what `own` gives, at `revision` where that is."""
+    if model is not None:
+        return model, revision
+    name, stored = own()
+    return name, revision or stored
 
 
 def _is_text(value: Any) -> TypeGuard[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from mlx_lora.commands.adopt import run_import
 from mlx_lora.commands.export import run_export
+from mlx_lora.commands.fuse import run_fuse
 from mlx_lora.errors import AdapterError, MlxLoraError
 from mlx_lora.lora.adapter import apply_adapter, read_adapter
 from mlx_lora.lora.tensor_file import encode_tensors
@@ -118,6 +119,21 @@ def test_another_base_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match=r"modules that this base does not have: model\.layers\.0\.mlp\.down_proj"):
         run_import(tmp_path / "peft", str(tmp_path / "wrong"), model=str(save_tiny_folder(tmp_path / "gpt2", "gpt2")))
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "gpt2"])
+
+
+def test_a_revision_without_a_model_is_asked_of_the_adapters_own_base(tmp_path: Path) -> None:
+    """It was ignored; a folder has no revisions, and says so when it is asked for one."""
+    make_adapter(tmp_path)
+    peft, output = _export(tmp_path), tmp_path / "wrong"
+    _edit(peft, base_model_name_or_path=str(tmp_path / "base"))
+    _without_facts(peft)
+    for ask in (
+        lambda: run_fuse([tmp_path / "run"], output, revision="v2"),
+        lambda: run_export(tmp_path / "run", output, to="peft", revision="v2"),
+        lambda: run_import(peft, str(output), revision="v2"),
+    ):
+        with pytest.raises(MlxLoraError, match="revision 'v2' is set, but only Hugging Face models have revisions"):
+            ask()
 
 
 def test_nothing_is_overwritten_and_a_lost_base_is_said(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import mlx_lm
 import pytest
 
 from mlx_lora.commands import fuse, fuseprompts, fusetrial
+from mlx_lora.commands.adaptermerge import run_adapters_merge
 from mlx_lora.commands.fuse import run_fuse
 from mlx_lora.config import LoraSettings
 from mlx_lora.errors import AdapterError, MlxLoraError
@@ -19,6 +20,7 @@ from mlx_lora.lora.adapter import save_adapter
 from mlx_lora.lora.inject import inject_lora, iter_lora_modules, iter_modules, remove_lora, replace_module
 from mlx_lora.lora.layer import dense_weight
 from mlx_lora.lora.merge import merged_weight
+from mlx_lora.lora.rendering import Rendering
 from mlx_lora.model.load import load_base
 from tests.tiny import save_tiny_folder, tiny_model
 
@@ -34,11 +36,18 @@ def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _adapter(
-    root: Path, size: float, family: str = "llama", bits: int | None = 4, facts: Any = None, **settings: Any
+    root: Path,
+    size: float,
+    family: str = "llama",
+    bits: int | None = 4,
+    facts: Any = None,
+    keep_base: bool = False,
+    **settings: Any,
 ) -> tuple[Path, mx.array]:
     """A base in `root/base`, an adapter of that size in `root/run`; return the adapter and the logits of both."""
     base = root / "base"
-    save_tiny_folder(base, family, bits=bits)
+    if not keep_base:
+        save_tiny_folder(base, family, bits=bits)
     loaded = load_base(str(base))
     chosen = LoraSettings(rank=4, alpha=8.0, **settings)
     inject_lora(loaded.model, chosen, seed=0)
@@ -73,6 +82,26 @@ def _naive_folder(adapter: Path, folder: Path) -> Path:
     model.update_modules(tree_unflatten(fused))
     save(folder, str(adapter.parent / "base"), model, tokenizer, config, donate_model=False)
     return folder
+
+
+@pytest.mark.parametrize("kind", ["default", "linear"])
+def test_rotary_settings_of_transformers_5_are_written_as_mlx_lm_reads_them(tmp_path, capsys, kind):
+    """The folder was checked with repaired settings and written without: mlx-lm computed with a frequency of 10,000."""
+    base = save_tiny_folder(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    del config["rope_theta"]
+    scaling = {} if kind == "default" else {"factor": 4.0}
+    config["rope_parameters"] = {"rope_theta": 500.0, "rope_type": kind, **scaling}
+    (base / "config.json").write_text(json.dumps(config))
+    adapter, expected = _adapter(tmp_path, SMALL, bits=None, keep_base=True)
+    _fuse(adapter, tmp_path / "fused", capsys)
+    theirs, _ = mlx_lm.load(str(tmp_path / "fused"))
+    assert mx.allclose(theirs(TOKENS), expected, atol=1e-4)
+    assert mx.array_equal(theirs(TOKENS), load_base(str(tmp_path / "fused")).model(TOKENS))
+    written = json.loads((tmp_path / "fused/config.json").read_text())
+    assert written["rope_parameters"] == config["rope_parameters"]
+    assert written["rope_theta"] == 500.0
+    assert written.get("rope_scaling") == (None if kind == "default" else {"rope_type": "linear", "factor": 4.0})
 
 
 def test_a_small_update_is_lost_by_naive_requantization_and_kept_by_ours(tmp_path, capsys, monkeypatch):
@@ -164,6 +193,19 @@ def test_several_adapters_are_fused_as_their_weighted_sum(tmp_path, capsys):
     assert "0.75 · run0 + 0.5 · run1" in card
     with pytest.raises(AdapterError, match="1 numbers for 2 adapters"):
         run_fuse(folders, tmp_path / "again", weights="1")
+
+
+def test_an_adapter_that_was_merged_of_two_is_fused_as_the_one_that_it_is(tmp_path, capsys):
+    """Its card wanted as many folders as it was merged from, and the whole fused folder was thrown away."""
+    folders, expected = _two_adapters(tmp_path)
+    run_adapters_merge([str(folder) for folder in folders], tmp_path / "merged", weights="0.75,0.5")
+    report = _fuse(tmp_path / "merged", tmp_path / "fused", capsys, dequantize=True)
+    assert report["adapters"] == [str(tmp_path / "merged")]
+    assert mx.allclose(load_base(str(tmp_path / "fused")).model(TOKENS), expected, atol=1e-3)
+    card = (tmp_path / "fused/README.md").read_text()
+    assert "# merged, fused" in card
+    assert "with the adapter merged merged into its weights" in card
+    assert "Merged from 0.75 · run0 + 0.5 · run1 (linear)." in card
 
 
 def test_layers_get_bits_of_their_own_and_mlx_lm_reads_them(tmp_path, capsys, monkeypatch):
@@ -360,6 +402,54 @@ def test_rows_that_have_gone_are_replaced_by_plain_prompts_aloud(tmp_path, capsy
     (adapter / "run.yaml").write_text("model: x\ndata: {train: nowhere.jsonl}\ntrain: {steps: 1}\noutput_dir: y\n")
     run_fuse([adapter], tmp_path / "fused")
     assert "plain prompts are used" in capsys.readouterr().err
+
+
+def _with_rows(adapter: Path, lengths: list[int]) -> Path:
+    """Give the adapter's run a file of rows with questions of so many characters, a token each."""
+    rows = [{"question": "x" * length, "answer": "y"} for length in lengths]
+    path = adapter.parent / "valid.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    run = f"model: x\ndata: {{train: nowhere.jsonl, valid: {path}}}\ntrain: {{steps: 1}}\noutput_dir: y\n"
+    (adapter / "run.yaml").write_text(run)
+    return path
+
+
+def test_where_all_rows_are_too_long_the_shortest_few_are_compared(tmp_path, capsys, monkeypatch):
+    """It said that there were no rows, and with a long system prompt it divided by zero."""
+    monkeypatch.setattr(fuseprompts, "LONGEST_PROMPT", 1100)
+    monkeypatch.setattr(fuseprompts, "MOST_PROMPTS", 8)
+    adapter, _ = _adapter(tmp_path, SMALL)
+    path = _with_rows(adapter, [1200 - step for step in range(60)])
+    report = _fuse(adapter, tmp_path / "fused", capsys)
+    assert (report["prompts"], report["base"]["answers"]) == (str(path), 4)
+    tokenizer, rendering = load_base(str(tmp_path / "base")).tokenizer, Rendering()
+    prompts, _ = fuseprompts.choose_prompts([adapter], tokenizer, rendering)
+    frame = len("user\n\nassistant\n") + 3  # and three marks
+    assert [len(prompt) for prompt in prompts] == [frame + length for length in (1141, 1142, 1143, 1144)]
+    said = capsys.readouterr().err
+    assert f"note: all rows of {path} are longer than 1,100 tokens, as the adapter is asked: the shortest 4" in said
+    assert "no rows" not in said
+    # One row that no even spread meets is within the limit: it is found, and nothing need be said.
+    _with_rows(adapter, [1200] * 5 + [7] + [1200] * 60)
+    prompts, _ = fuseprompts.choose_prompts([adapter], tokenizer, rendering)
+    assert [len(prompt) for prompt in prompts] == [frame + 7]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_system_prompt_beyond_the_limit_leaves_plain_prompts_to_compare(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fuseprompts, "LONGEST_PROMPT", 150)
+    adapter, _ = _adapter(tmp_path, SMALL, facts={"system_prompt": "Be brief. " * 15})
+    assert run_fuse([adapter], tmp_path / "fused", json_output=True) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["base"]["answers"] == 4
+    assert "note: no rows of the run to compare on: plain prompts are used" in printed.err
+    assert "note: all plain prompts are longer than 150 tokens, as the adapter is asked" in printed.err
+
+
+def test_where_nothing_can_be_asked_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuseprompts, "PLAIN_PROMPTS", ())
+    with pytest.raises(AdapterError, match=r"run: there is no prompt on which the fused model could be compared"):
+        fuseprompts.choose_prompts([tmp_path / "run"], None, Rendering())
 
 
 def test_a_large_model_is_written_in_numbered_shards_with_an_index(tmp_path, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """Adapters side by side on one base: swapped to the bit, mixed exactly, refused without a trace."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from mlx_lora.config import LoraSettings
 from mlx_lora.errors import AdapterError
 from mlx_lora.lora.adapter import apply_adapter, read_adapter, save_adapter
-from mlx_lora.lora.bank import AdapterBank
+from mlx_lora.lora.bank import AdapterBank, folder_version
 from mlx_lora.lora.inject import inject_lora, iter_lora_modules, replace_module
 from mlx_lora.lora.layer import DoRALinear
 from mlx_lora.lora.merge import merged_weight
@@ -292,6 +293,23 @@ def test_each_state_has_a_cache_key_of_its_own_and_equal_states_share_one(folder
     os.utime(path / "adapters.safetensors", ns=(1, 1))
     bank.add("again", path, replace=True)
     assert bank.cache_key != before
+
+
+def test_an_edited_config_is_another_version_of_the_adapter(tmp_path: Path) -> None:
+    """chat's /adapter took a changed scale or system prompt for what it had in memory."""
+    path = write_adapter(tmp_path / "run", rank=2)
+    bank = bank_of(tmp_path, "run")
+    bank.activate("run")
+    before, first = bank.cache_key, answer(bank)
+    config = json.loads((path / "adapter_config.json").read_text())
+    config["lora_parameters"]["scale"] *= 2
+    (path / "adapter_config.json").write_text(json.dumps(config))
+    os.utime(path / "adapter_config.json", ns=(1, 1))
+    assert folder_version(path) != bank.resident("run").version
+    bank.add("run", path, replace=True)
+    assert bank.resident("run").version == folder_version(path)
+    assert bank.cache_key != before
+    assert not same(answer(bank), first)
 
 
 WEIGHTS = [

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from mlx_lora.errors import AdapterError
-from mlx_lora.lora.rendering import Rendering, model_of, rendering_of
+from mlx_lora.lora.rendering import Rendering, choose_base, model_of, rendering_of
 
 FOLDER = Path("adapters/x")
 
@@ -78,6 +78,21 @@ def test_a_damaged_config_is_named(facts: dict[str, Any], name: str) -> None:
 )
 def test_an_adapter_names_its_base(config: dict[str, Any], base: tuple[str, str | None]) -> None:
     assert model_of(config, FOLDER) == base
+
+
+@pytest.mark.parametrize(
+    ("model", "revision", "base"),
+    [
+        (None, None, ("a/b", "old")),
+        (None, "new", ("a/b", "new")),  # fuse, export and import left --revision without --model aside
+        ("c/d", None, ("c/d", None)),
+        ("c/d", "new", ("c/d", "new")),
+    ],
+)
+def test_a_revision_alone_is_that_of_the_adapters_own_base(
+    model: str | None, revision: str | None, base: tuple[str, str | None]
+) -> None:
+    assert choose_base(model, revision, lambda: ("a/b", "old")) == base
 
 
 @pytest.mark.parametrize("config", [{}, {"model": 3}, {"mlx_lora": {"model": "x", "revision": 3}}])
