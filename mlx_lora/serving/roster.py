@@ -79,12 +79,13 @@ def base_speaker(base: LoadedModel, created: int) -> Speaker:
 
 
 def adapter_speaker(base: LoadedModel, number: int, resident: Resident, created: int) -> Speaker:
-    """An adapter on the base, asked as it was trained. Raises: AdapterError for a config that cannot be used."""
+    """An adapter on the base, asked as it was trained.
+
+    Raises: AdapterError for a config, ModelError for a template that cannot be used.
+    """
     adapter = resident.adapter
     rendering = rendering_of(adapter.config, adapter.folder)
     tokenizer = base.tokenizer.with_chat_template(rendering.chat_template, rendering.place)
-    # Both share mlx_lm's wrapper, and the end token of one adapter's template is none of the next one's.
-    base.tokenizer.wrapper.eos_token_ids = set(base.tokenizer.eos_ids)
     facts = {
         "base": base.identity.name,
         "method": adapter.parameters.method,
