@@ -5,8 +5,12 @@ import logging
 import time
 
 import httpx
+import pytest
 
+from mlx_lora.errors import ModelError
+from mlx_lora.lora.rendering import Rendering
 from mlx_lora.model.continuous import ContinuousBatch
+from mlx_lora.serving import roster
 from mlx_lora.serving.engine import Engine
 from mlx_lora.serving.job import Answers, Job, Wanted
 from mlx_lora.serving.refusals import Refusal
@@ -78,3 +82,18 @@ def test_a_request_whose_adapter_left_before_its_turn_is_not_answered_by_the_bas
         refusal = asyncio.run(ask())
     assert refusal is not None
     assert (refusal.status, refusal.code) == (404, "model_not_found")
+
+
+def test_an_adapter_whose_template_is_broken_leaves_nothing_behind(house: House, monkeypatch):
+    """Found by reading: only AdapterErrors were rolled back, and the name stayed taken in the bank for good."""
+    with engine_of(house, names=("blue",)) as (engine, residents, _):
+        before = residents.nbytes, list(residents.speakers)
+        monkeypatch.setattr(roster, "rendering_of", lambda config, folder: Rendering(chat_template="{% if %}"))
+        for _ in range(2):
+            with pytest.raises(ModelError, match="line 1: "):
+                engine.call(lambda: residents.load("red", house.adapters / "red")).result()
+        assert residents._bank.names == ("blue",)
+        assert (residents.nbytes, list(residents.speakers)) == before
+        monkeypatch.undo()
+        assert engine.call(lambda: residents.load("red", house.adapters / "red")).result().name == "red"
+        assert residents._bank.names == ("blue", "red")
