@@ -53,7 +53,9 @@ class Speaker:
         """The tokens of a text outside any template, or of tokens that came as such. Raises: Refusal."""
         if isinstance(prompt, str):
             with _RENDERING:
-                return encode_plain(prompt, self.tokenizer)
+                prompt = encode_plain(prompt, self.tokenizer)
+        if not prompt:  # a tokenizer may drop all of a text's characters
+            raise bad_request("The prompt has no tokens.", param="prompt")
         if max(prompt) >= self.tokenizer.vocabulary_size:
             raise bad_request(
                 f"The prompt has token {max(prompt)}; the vocabulary has {self.tokenizer.vocabulary_size}.",
