@@ -116,7 +116,9 @@ class Engine:
             residents = Residents(base)
             if not batches_rows(base.model):
                 self.shares_batches = False
-            batch = ContinuousBatch(base.model, residents.use_owners, cache_bytes=self.limits.cache_bytes)
+            batch = ContinuousBatch(
+                base.model, residents.use_owners, cache_bytes=self.limits.cache_bytes, most_rows=self.limits.rows
+            )
         except BaseException as error:
             self._ready.set_exception(error)
             return

@@ -16,6 +16,7 @@ from mlx_lora.serving import roster
 from mlx_lora.serving.answer import Delta
 from mlx_lora.serving.engine import Engine
 from mlx_lora.serving.job import Answers, Job, Wanted
+from mlx_lora.serving.limits import Limits
 from mlx_lora.serving.refusals import Refusal
 from tests.serving.house import House, engine_of, served
 
@@ -149,3 +150,16 @@ def test_a_prompt_without_tokens_is_refused(house: House):
                 silent.plain_prompt(prompt)
             assert (refusal.value.status, refusal.value.param) == (400, "prompt")
             assert refusal.value.message == "The prompt has no tokens."
+
+
+def test_the_batch_is_as_large_as_the_server_was_told(house: House, monkeypatch):
+    begin, told = ContinuousBatch.__init__, []
+
+    def spied(batch, *given, **named):
+        told.append(named.get("most_rows"))
+        begin(batch, *given, **named)
+
+    monkeypatch.setattr(ContinuousBatch, "__init__", spied)
+    with engine_of(house, names=(), limits=Limits(rows=40)):
+        pass
+    assert told[-1] == 40
