@@ -135,7 +135,7 @@ class LoraModel:
     def _answer(self, messages: list[Message], sampling: Sampling) -> Generator[str, None, Reply]:
         voice = self._voice
         system = voice.rendering.system_prompt
-        if system is not None and messages[0]["role"] not in ("system", "developer"):
+        if system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
         prompt = voice.render(messages)
         opened = voice.opens_thinking(prompt)
@@ -160,10 +160,15 @@ class LoraModel:
 
 
 def _messages(asked: Asked) -> list[Message]:
-    """The messages of what was asked, by the rules for rows of chat. Raises: DataError."""
+    """The messages of what was asked, by the rules for rows of chat; a developer's are system messages, as in serve.
+
+    Raises: DataError.
+    """
     given = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
     row = {"messages": [*given, {"role": "assistant", "content": "…"}]}  # a row ends with its answer
     try:
-        return list(record_from_row(row, "messages").messages[:-1])
+        messages = record_from_row(row, "messages").messages[:-1]
     except RowError as error:
         raise DataError(f"what is asked: {error}", "give a text, or messages with role and content") from error
+    # Templates that do not know the role pass over it in silence.
+    return [{**each, "role": "system"} if each["role"] == "developer" else each for each in messages]

@@ -176,3 +176,14 @@ def test_a_run_gives_its_folder_its_steps_its_best_score_and_what_was_warned_of(
     assert any("3 questions in both" in warning for warning in result.warnings)
     with pytest.raises(MlxLoraError, match="holds a run already"):
         train(config, quiet=True)
+
+
+def test_a_developers_message_is_a_system_message(model: LoraModel) -> None:
+    model.use("support")
+    replies = [
+        model.generate([{"role": role, "content": "Hm."}, {"role": "user", "content": "Who?"}], max_tokens=4)
+        for role in ("system", "developer")
+    ]
+    assert replies[0] == replies[1]
+    own = model.generate("Who?", max_tokens=4)
+    assert own.prompt_tokens - replies[1].prompt_tokens == len("You are support.") - len("Hm.")

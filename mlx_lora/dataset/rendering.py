@@ -200,7 +200,7 @@ def plain_prompt(messages: Sequence[Message], row_format: str) -> str:
     instructions = "".join(f"{message['content']}\n\n" for message in messages if message["role"] == "system")
     turns = [message for message in messages if message["role"] != "system"]
     if row_format == "question/answer":
-        lines = [_PLAIN_TURNS.get(turn["role"], "{}").format(turn["content"]) for turn in turns]
+        lines = [_PLAIN_TURNS.get(turn["role"], "{}").format(_plain_text(turn)) for turn in turns]
         return instructions + "".join(lines) + "Answer:"
     if row_format in ("prompt/completion", "alpaca") and len(turns) == 1:
         asked = str(turns[0]["content"])
@@ -208,6 +208,12 @@ def plain_prompt(messages: Sequence[Message], row_format: str) -> str:
     if row_format in ("prompt/completion", "alpaca"):
         raise DataError(f"without a chat template a {row_format} row asks once", "begin anew for the next question")
     raise DataError("the tokenizer has no chat template, which rows of messages need", NO_TEMPLATE_HINT)
+
+
+def _plain_text(turn: Message) -> Any:
+    # An answer that a byte-level model gave begins with its space (see plain_answer), and its turn has one already.
+    content = turn["content"]
+    return content.lstrip(" ") if turn["role"] == "assistant" and isinstance(content, str) else content
 
 
 def plain_answer(answer: str, row_format: str) -> str:

@@ -19,6 +19,7 @@ Sampler = Callable[[mx.array], mx.array]  # ln p (B, V) → tokens (B,)
 
 _PREFILL_TOKENS = 512  # of each waiting prompt between two tokens of the running answers
 _PREFILL_ROWS = 8
+_ROWS = 32
 _ENTRIES = 4096  # of the prompt cache; what bounds it is its bytes
 
 
@@ -41,8 +42,19 @@ class Token:
 class ContinuousBatch:
     """The running batch of one model. All calls come from one thread."""
 
-    def __init__(self, model: nn.Module, use_owners: Callable[[tuple[Owner, ...]], None], *, cache_bytes: int) -> None:
-        """use_owners: told whose rows the next forward pass holds. cache_bytes: budget for finished prompts."""
+    def __init__(
+        self,
+        model: nn.Module,
+        use_owners: Callable[[tuple[Owner, ...]], None],
+        *,
+        cache_bytes: int,
+        most_rows: int = _ROWS,
+    ) -> None:
+        """use_owners: told whose rows the next forward pass holds. cache_bytes: budget for finished prompts.
+
+        most_rows: that are answered at once (mlx-lm takes 8 at least); further ones wait.
+        """
+        self._most_rows = most_rows
         self._model = model
         self._owned = _OwnedModel(model, use_owners)
         self._finished = LRUPromptCache(max_size=_ENTRIES, max_bytes=cache_bytes)
@@ -132,7 +144,12 @@ class ContinuousBatch:
         self._generator.close()
 
     def _new_generator(self) -> BatchGenerator:
-        return BatchGenerator(self._owned, prefill_batch_size=_PREFILL_ROWS, prefill_step_size=_PREFILL_TOKENS)
+        return BatchGenerator(
+            self._owned,
+            completion_batch_size=self._most_rows,
+            prefill_batch_size=_PREFILL_ROWS,
+            prefill_step_size=_PREFILL_TOKENS,
+        )
 
     def _keep(self, owner: Owner, tokens: list[int], layers: list[Any]) -> None:
         layers = layers[:-1]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_lora.errors import ModelError
 from mlx_lora.model.identity import Identity, identify, read_json_object
+from mlx_lora.model.rotary import rotary_settings
 from mlx_lora.model.sources import TOKENIZER_FILES, Source, find_source, resolve_model
 from mlx_lora.model.tokenizer import Tokenizer
 from mlx_lora.model.weights import StoredTensor, read_headers, weight_files
@@ -167,30 +168,13 @@ def read_model(folder: Path) -> tuple["nn.Module", dict[str, Any]]:
     from mlx_lm.utils import load_model
 
     try:
+        changes = rotary_settings(read_json_object(folder / "config.json"))
         loaded: tuple[nn.Module, dict[str, Any]] = load_model(
-            folder, lazy=True, model_config=_rotary_settings(folder), trust_remote_code=False
+            folder, lazy=True, model_config=changes, trust_remote_code=False
         )
     except _UNFIT as error:
         raise ModelError(f"{folder}: its weights do not fit its config.json: {_short(error)}", _UNFIT_HINT) from error
     return loaded
-
-
-def _rotary_settings(folder: Path) -> dict[str, Any]:
-    """What transformers 5 writes under rope_parameters, under the names that mlx-lm's models read.
-
-    Without them most models of mlx-lm 0.32.2 compute with a default frequency, and say nothing.
-    """
-    config = read_json_object(folder / "config.json")
-    nested = config.get("rope_parameters")
-    if not isinstance(nested, dict):
-        return {}
-    full, sliding = nested.get("full_attention", nested), nested.get("sliding_attention")
-    found = {"rope_theta": full.get("rope_theta")}
-    if full.get("rope_type", "default") != "default":
-        found["rope_scaling"] = {key: value for key, value in full.items() if key != "rope_theta"}
-    if isinstance(sliding, dict):
-        found["rope_local_base_freq"] = sliding.get("rope_theta")
-    return {key: value for key, value in found.items() if value is not None and config.get(key) is None}
 
 
 def _check_logits(folder: Path, model: "nn.Module", tokenizer: Tokenizer, compute: str, compute_text: str) -> None:

@@ -64,7 +64,11 @@ class Tokenizer:
         """
         if chat_template is None:
             return self
-        other = Tokenizer(self.wrapper, end_tokens=sorted(self.eos_ids), chat_template=chat_template, place=place)
+        before = set(self.wrapper.eos_token_ids)
+        try:
+            other = Tokenizer(self.wrapper, end_tokens=sorted(self.eos_ids), chat_template=chat_template, place=place)
+        finally:  # both share the wrapper, and the end token of one template is none of the next one's
+            self.wrapper.eos_token_ids = before
         if other._fault is not None:
             raise other._fault
         return other

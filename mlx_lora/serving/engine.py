@@ -116,7 +116,9 @@ class Engine:
             residents = Residents(base)
             if not batches_rows(base.model):
                 self.shares_batches = False
-            batch = ContinuousBatch(base.model, residents.use_owners, cache_bytes=self.limits.cache_bytes)
+            batch = ContinuousBatch(
+                base.model, residents.use_owners, cache_bytes=self.limits.cache_bytes, most_rows=self.limits.rows
+            )
         except BaseException as error:
             self._ready.set_exception(error)
             return
@@ -173,20 +175,28 @@ class Engine:
             if not residents.has(job.speaker.owner):  # unloaded since the request looked it up
                 self._mail.append((job, unknown_model(job.speaker.name, residents.speakers)))
                 continue
-            wanted = job.wanted
-            sampler = None
-            if wanted.temperature > 0:
-                seed = secrets.randbelow(_SEEDS) if wanted.seed is None else (wanted.seed + job.choice) % _SEEDS
-                sampler = make_sampler(wanted.temperature, wanted.top_p, seed)
-            tokenizer = job.speaker.tokenizer
-            row, reused = batch.insert(
-                job.prompt,
-                job.speaker.owner,
-                max_tokens=wanted.max_tokens,
-                ends=tokenizer.eos_ids,
-                sampler=sampler,
-            )
-            self._rows[row] = _Row(job, AnswerText(tokenizer.stream_decoder(), wanted.stops), reused, time.monotonic())
+            try:
+                self._begin(batch, job)
+            except Exception:  # nothing has joined the batch: the other rows go on
+                log.exception("answer %d could not be begun", job.number)
+                self._mail.append((job, failed(f"answer {job.number}")))
+
+    def _begin(self, batch: ContinuousBatch, job: Job) -> None:
+        """Give a row to this one."""
+        wanted, tokenizer = job.wanted, job.speaker.tokenizer
+        sampler = None
+        if wanted.temperature > 0:
+            seed = secrets.randbelow(_SEEDS) if wanted.seed is None else (wanted.seed + job.choice) % _SEEDS
+            sampler = make_sampler(wanted.temperature, wanted.top_p, seed)
+        text = AnswerText(tokenizer.stream_decoder(), wanted.stops)
+        row, reused = batch.insert(
+            job.prompt,
+            job.speaker.owner,
+            max_tokens=wanted.max_tokens,
+            ends=tokenizer.eos_ids,
+            sampler=sampler,
+        )
+        self._rows[row] = _Row(job, text, reused, time.monotonic())
 
     def _take(self, batch: ContinuousBatch, token: Token) -> None:
         """Pass on what a token adds to its answer."""

@@ -105,9 +105,9 @@ class ChatMessage(BaseModel):
         return self
 
     def message(self) -> dict[str, str]:
-        """Role and text."""
+        """Role and text; a developer's is a system message, as other servers have it: few templates know the role."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": text}
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
 class ChatRequest(_Asked):

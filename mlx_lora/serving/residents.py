@@ -5,7 +5,6 @@ from collections.abc import Mapping, Set
 from dataclasses import asdict
 from pathlib import Path
 
-from mlx_lora.errors import AdapterError
 from mlx_lora.lora.row_bank import RowBank
 from mlx_lora.model.continuous import Owner
 from mlx_lora.model.load import LoadedModel
@@ -40,7 +39,7 @@ class Residents:
         return found
 
     def load(self, name: str, folder: Path) -> Speaker:
-        """Put the adapter in `folder` beside the others. Raises: AdapterError, Refusal; all is then as before."""
+        """Put the adapter in `folder` beside the others. Raises: MlxLoraError, Refusal; all is then as before."""
         if name in self._leaving:
             raise Refusal(
                 409, f"{name!r} is still answering what was asked before it was unloaded.", headers={"Retry-After": "2"}
@@ -50,7 +49,7 @@ class Residents:
         number, resident = self._bank.add(name, folder)
         try:
             speaker = adapter_speaker(self._base, number, resident, int(time.time()))
-        except AdapterError:
+        except BaseException:
             self._bank.remove(name)
             raise
         self.nbytes = self._bank.nbytes

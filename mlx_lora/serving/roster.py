@@ -53,7 +53,9 @@ class Speaker:
         """The tokens of a text outside any template, or of tokens that came as such. Raises: Refusal."""
         if isinstance(prompt, str):
             with _RENDERING:
-                return encode_plain(prompt, self.tokenizer)
+                prompt = encode_plain(prompt, self.tokenizer)
+        if not prompt:  # a tokenizer may drop all of a text's characters
+            raise bad_request("The prompt has no tokens.", param="prompt")
         if max(prompt) >= self.tokenizer.vocabulary_size:
             raise bad_request(
                 f"The prompt has token {max(prompt)}; the vocabulary has {self.tokenizer.vocabulary_size}.",
@@ -79,12 +81,13 @@ def base_speaker(base: LoadedModel, created: int) -> Speaker:
 
 
 def adapter_speaker(base: LoadedModel, number: int, resident: Resident, created: int) -> Speaker:
-    """An adapter on the base, asked as it was trained. Raises: AdapterError for a config that cannot be used."""
+    """An adapter on the base, asked as it was trained.
+
+    Raises: AdapterError for a config, ModelError for a template that cannot be used.
+    """
     adapter = resident.adapter
     rendering = rendering_of(adapter.config, adapter.folder)
     tokenizer = base.tokenizer.with_chat_template(rendering.chat_template, rendering.place)
-    # Both share mlx_lm's wrapper, and the end token of one adapter's template is none of the next one's.
-    base.tokenizer.wrapper.eos_token_ids = set(base.tokenizer.eos_ids)
     facts = {
         "base": base.identity.name,
         "method": adapter.parameters.method,

@@ -169,6 +169,13 @@ class TestWithoutATemplate:
         text = tokenizer.decode(render_prompt(turns, tokenizer, settings()))
         assert text == "Question: Q1\nAnswer: A1\n\nQuestion: Q2\nAnswer:"
 
+    def test_an_answer_that_was_given_back_has_one_space_before_it(self) -> None:
+        """Found by reading: a byte-level model's answer begins with its space, and the next prompt had two."""
+        tokenizer = tokenizer_without_template()
+        turns = chat("Q1", "  Paris ", " Q2", "A2").messages[:-1]
+        text = tokenizer.decode(render_prompt(turns, tokenizer, settings()))
+        assert text == "Question: Q1\nAnswer: Paris \n\nQuestion:  Q2\nAnswer:"
+
     def test_rows_of_messages_need_a_template(self) -> None:
         with pytest.raises(DataError) as caught:
             example_of(chat("Q", "A"), tokenizer_without_template())

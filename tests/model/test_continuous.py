@@ -183,3 +183,17 @@ def test_after_a_failed_step_the_batch_begins_anew():
     answers: dict[int, list[int]] = {row: []}
     run(batch, answers)
     assert answers[row] == plain_answer(model, [30, 31], 3)[0]
+
+
+@pytest.mark.parametrize(("most", "together"), [(40, 40), (12, 12)])
+def test_as_many_rows_are_answered_at_once_as_there_may_be(most, together):
+    """Found by reading: BatchGenerator's own bound of 32 held, whatever `serve --rows` said."""
+    batch = ContinuousBatch(tiny_model("llama", layers=1), lambda owners: None, cache_bytes=0, most_rows=most)
+    for prompt in prompts_of(40, seed=5):
+        batch.insert(prompt, None, max_tokens=20, ends=frozenset())
+    counts = []
+    while batch.rows:
+        counts.append(len(batch.step()))
+    batch.close()
+    assert max(counts) == together
+    assert sum(counts) == 40 * 20

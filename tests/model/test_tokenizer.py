@@ -26,12 +26,16 @@ THINKING = (
 
 
 def _tokenizer(template: Any = CHATML, **changes: Any) -> Tokenizer:
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
-
     plain = tiny_tokenizer(template)
     for name, value in changes.items():
         setattr(plain, name, value)
-    return Tokenizer(TokenizerWrapper(plain))
+    return Tokenizer(_wrapper(plain))
+
+
+def _wrapper(plain: Any) -> Any:
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+    return TokenizerWrapper(plain)
 
 
 def _with_ends(template: Any, ends: list[int]) -> Tokenizer:
@@ -254,3 +258,21 @@ def _sentencepiece() -> Any:
 
 
 TINY = _tokenizer()
+
+
+def test_the_end_token_of_one_template_is_none_of_the_next_ones() -> None:
+    """Found by reading: all templates share mlx_lm's wrapper, and chat and eval did not put its end tokens back."""
+    plain = tiny_tokenizer(CHATML)
+    plain.add_special_tokens({"additional_special_tokens": ["<|other|>"]})
+    tokenizer = Tokenizer(_wrapper(plain))
+    ending = "{% for message in messages %}{{ message.content }}MARK{% endfor %}"
+    first = tokenizer.with_chat_template(ending.replace("MARK", "</s>"), "first.jinja")
+    assert (first.eos_id, first.eos_ids) == (2, {2, 4})
+    assert tokenizer.wrapper.eos_token_ids == {4}
+    with pytest.raises(ModelError):
+        tokenizer.with_chat_template("{% if %}", "broken.jinja")
+    assert tokenizer.wrapper.eos_token_ids == {4}
+    second = tokenizer.with_chat_template(ending.replace("MARK", "<|other|>"), "second.jinja")
+    assert second.eos_ids == {4, second.eos_id}
+    assert second.decode([second.eos_id]) == "<|other|>"
+    assert tokenizer.eos_ids == tokenizer.wrapper.eos_token_ids == {4}

@@ -3,12 +3,20 @@
 import asyncio
 import logging
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx
+import pytest
 
+from mlx_lora.errors import ModelError
+from mlx_lora.lora.rendering import Rendering
 from mlx_lora.model.continuous import ContinuousBatch
+from mlx_lora.serving import roster
+from mlx_lora.serving.answer import Delta
 from mlx_lora.serving.engine import Engine
 from mlx_lora.serving.job import Answers, Job, Wanted
+from mlx_lora.serving.limits import Limits
 from mlx_lora.serving.refusals import Refusal
 from tests.serving.house import House, engine_of, served
 
@@ -78,3 +86,80 @@ def test_a_request_whose_adapter_left_before_its_turn_is_not_answered_by_the_bas
         refusal = asyncio.run(ask())
     assert refusal is not None
     assert (refusal.status, refusal.code) == (404, "model_not_found")
+
+
+def test_an_adapter_whose_template_is_broken_leaves_nothing_behind(house: House, monkeypatch):
+    """Found by reading: only AdapterErrors were rolled back, and the name stayed taken in the bank for good."""
+    with engine_of(house, names=("blue",)) as (engine, residents, _):
+        before = residents.nbytes, list(residents.speakers)
+        monkeypatch.setattr(roster, "rendering_of", lambda config, folder: Rendering(chat_template="{% if %}"))
+        for _ in range(2):
+            with pytest.raises(ModelError, match="line 1: "):
+                engine.call(lambda: residents.load("red", house.adapters / "red")).result()
+        assert residents._bank.names == ("blue",)
+        assert (residents.nbytes, list(residents.speakers)) == before
+        monkeypatch.undo()
+        assert engine.call(lambda: residents.load("red", house.adapters / "red")).result().name == "red"
+        assert residents._bank.names == ("blue", "red")
+
+
+def test_an_answer_that_cannot_be_begun_fails_alone(house: House, monkeypatch, caplog):
+    """Found by reading: its client waited for ever, and all the answers that were running got a 500 in its place."""
+    insert = ContinuousBatch.insert
+    questions = list(house.answers["red"])[:3]
+    with engine_of(house, names=("red",)) as (engine, residents, _):
+        red = residents.speaker("red")
+        prompts = [red.chat_prompt([{"role": "user", "content": question}]) for question in questions]
+
+        def breaks(batch, prompt, *given, **named):
+            if prompt == prompts[1]:
+                raise RuntimeError("a secret of the inside")
+            return insert(batch, prompt, *given, **named)
+
+        monkeypatch.setattr(ContinuousBatch, "insert", breaks)
+
+        async def finish(answers: Answers) -> str:
+            text = ""
+            try:
+                while events := await asyncio.wait_for(answers.next(), 10):
+                    text += "".join(event.text for _, event in events if isinstance(event, Delta))
+            except Refusal as refusal:
+                return f"{refusal.status} {refusal.code}"
+            return text
+
+        async def ask() -> list[str]:
+            asked = []
+            for prompt in prompts:
+                answers = Answers(engine.cancel)
+                answers.add(Job(red, prompt, Wanted(max_tokens=6), 0, time.monotonic() + 60, answers))
+                asked.append(answers)
+            engine.submit([answers.jobs[0] for answers in asked])
+            return await asyncio.gather(*map(finish, asked))
+
+        found = asyncio.run(ask())
+    assert found == [house.answers["red"][questions[0]], "500 internal_error", house.answers["red"][questions[2]]]
+    assert "a secret of the inside" in caplog.text  # the log has it, with its trace
+
+
+def test_a_prompt_without_tokens_is_refused(house: House):
+    with engine_of(house, names=()) as (_, residents, _):
+        speaker = residents.speaker(residents.base_name)
+        silent = replace(speaker, tokenizer=SimpleNamespace(encode=lambda text: [], bos_id=None, vocabulary_size=320))
+        for prompt in ("\u200b", []):
+            with pytest.raises(Refusal) as refusal:
+                silent.plain_prompt(prompt)
+            assert (refusal.value.status, refusal.value.param) == (400, "prompt")
+            assert refusal.value.message == "The prompt has no tokens."
+
+
+def test_the_batch_is_as_large_as_the_server_was_told(house: House, monkeypatch):
+    begin, told = ContinuousBatch.__init__, []
+
+    def spied(batch, *given, **named):
+        told.append(named.get("most_rows"))
+        begin(batch, *given, **named)
+
+    monkeypatch.setattr(ContinuousBatch, "__init__", spied)
+    with engine_of(house, names=(), limits=Limits(rows=40)):
+        pass
+    assert told[-1] == 40

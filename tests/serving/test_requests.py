@@ -136,3 +136,14 @@ def test_any_json_is_read_or_refused(values, kind):
     except Refusal as refusal:
         told = json.loads(json.dumps(refusal.body()))["error"]["type"]
     assert told in (None, "invalid_request_error")
+
+
+def test_a_developers_message_is_a_system_message():
+    """Found by reading: Qwen's templates pass over the role, and the adapter's own prompt was left out too."""
+    back = [{"role": "user", "content": "Hi"}, {"role": "developer", "content": [{"type": "text", "text": "Be sad."}]}]
+    asked = chat(messages=[{"role": "developer", "content": "Be glad."}, *back])
+    assert [each.message() for each in asked.messages] == [
+        {"role": "system", "content": "Be glad."},
+        {"role": "user", "content": "Hi"},
+        {"role": "system", "content": "Be sad."},
+    ]
