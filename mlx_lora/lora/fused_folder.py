@@ -15,6 +15,7 @@ from mlx_lora.lora.inject import iter_modules
 from mlx_lora.lora.layer import AdapterLayer, dense_weight, is_quantized
 from mlx_lora.lora.merge import merged_weight
 from mlx_lora.lora.storage import Attempt, restore, store, stored_form
+from mlx_lora.model.rotary import rotary_settings
 
 SHARD_BYTES = 4 * 10**9
 # What a tokenizer, a chat template and generation read, and the base's terms of use; never code (*.py) nor pickles.
@@ -23,10 +24,6 @@ _COPIED = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "*.jinja",
     "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
-
-
-# What the loader of bases takes out of transformers 5's rope_parameters; mlx-lm's own loader reads these alone.
-_ROTARY = ("rope_theta", "rope_scaling", "rope_local_base_freq")
 
 
 @dataclass(frozen=True)
@@ -134,8 +131,7 @@ def _write_config(folder: Path, source: Path, config: dict[str, Any], attempt: A
     for key in ("quantization", "quantization_config"):
         written.pop(key, None)
         (written.get("text_config") or {}).pop(key, None)
-    resolved = {key: config[key] for key in _ROTARY if written.get(key) is None and config.get(key) is not None}
-    written.update(resolved)
+    written.update(rotary_settings(written))  # as load_base has read them, for readers that do not
     entries = {path: storage.config for path, storage in attempt.storages.items()}
     quantization = None if attempt.dequantize_others else config.get("quantization")
     if quantization is None:
