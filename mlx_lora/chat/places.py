@@ -35,6 +35,8 @@ def find_adapter(text: str, root: Path = ADAPTERS) -> Path:
         return found
     if path.is_dir() or (root / path).is_dir():
         folder = path if path.is_dir() else root / path
+        if (folder / "metrics.jsonl").is_file():
+            raise AdapterError(f"{folder}: its run has kept no adapter", f"mlx-lora report {folder} says how it ended")
         inner = adapter_names(folder)
         held = ", ".join(str(folder / name) for name in inner)
         hint = f"it holds the adapters {held}" if inner else _what_there_is(root)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_lora.commands.preflight import fit_run, sized_run
 from mlx_lora.commands.runfacts import run_facts
 from mlx_lora.commands.trainloop import train_and_validate
-from mlx_lora.commands.trainresume import require_same_run, resume_session, saved_line
+from mlx_lora.commands.trainresume import kept_line, require_same_run, resume_session, saved_line
 from mlx_lora.commands.trainstart import read_start, start_facts, start_from
 from mlx_lora.commands.trainstop import Stop, stop_signals
 from mlx_lora.commands.trainsummary import build_summary, print_header, print_summary
@@ -80,10 +80,9 @@ def train_run(
         with stop_signals(stop, group):
             summary = _run(config, group, stop, resume=resume, overwrite=overwrite, force=force)
     except MlxLoraError as error:
-        if stop.training and isinstance(
-            error.__cause__, OSError
-        ):  # a disk, not the run: it can go on from what is saved
-            error.hint = f"{error.hint or 'mend that'}; {saved_line(folder, again)}"
+        if stop.training:  # a disk is not the run: it can go on from what is saved
+            left = saved_line(folder, again) if isinstance(error.__cause__, OSError) else kept_line(folder)
+            error.hint = f"{error.hint or 'mend that'}; {left}"
         if not group.leads:
             talk.quiet = False
             error.message = f"rank {group.rank}: {error.message}"

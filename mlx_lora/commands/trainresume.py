@@ -57,6 +57,14 @@ def require_same_run(
     return different
 
 
+def kept_line(folder: Path) -> str:
+    """Whether a run that cannot go on leaves an adapter."""
+    from mlx_lora.training.runfolder import ADAPTER_FILE
+
+    kept = (folder / ADAPTER_FILE).exists()
+    return "the best adapter so far is kept" if kept else "no adapter was kept: the run had not come to a validation"
+
+
 def saved_line(folder: Path, again: str) -> str:
     """What is saved of a run that ended before its end, and the command that goes on from there."""
     from mlx_lora.training.checkpoint import list_checkpoints

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from mlx_lora.lora.inject import iter_modules
 from mlx_lora.lora.layer import AdapterLayer, dense_weight, is_quantized
 from mlx_lora.lora.merge import merged_weight
 from mlx_lora.lora.storage import Attempt, restore, store, stored_form
-from mlx_lora.model.rotary import rotary_settings
 
 SHARD_BYTES = 4 * 10**9
 # What a tokenizer, a chat template and generation read, and the base's terms of use; never code (*.py) nor pickles.
@@ -24,6 +23,9 @@ _COPIED = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json", "*.jinja",
     "generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*",
 )  # fmt: skip
+
+
+_ROTARY = ("rope_theta", "rope_scaling", "rope_local_base_freq", "partial_rotary_factor")
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ def _write_config(folder: Path, source: Path, config: dict[str, Any], attempt: A
     for key in ("quantization", "quantization_config"):
         written.pop(key, None)
         (written.get("text_config") or {}).pop(key, None)
-    written.update(rotary_settings(written))  # as load_base has read them, for readers that do not
+    _fill_rotary(written, config)
+    if isinstance(written.get("text_config"), dict):
+        _fill_rotary(written["text_config"], config.get("text_config") or {})
     entries = {path: storage.config for path, storage in attempt.storages.items()}
     quantization = None if attempt.dequantize_others else config.get("quantization")
     if quantization is None:
@@ -139,6 +143,13 @@ def _write_config(folder: Path, source: Path, config: dict[str, Any], attempt: A
     if quantization is not None:
         written["quantization"] = written["quantization_config"] = {**quantization, **entries}
     _write_json(folder / "config.json", written)
+
+
+def _fill_rotary(written: dict[str, Any], resolved: Mapping[str, Any]) -> None:
+    """Write what the loader of bases takes out of transformers 5's rope_parameters: mlx-lm's own does not."""
+    for key in _ROTARY:
+        if written.get(key) is None and resolved.get(key) is not None:
+            written[key] = resolved[key]
 
 
 def _copy_texts(folder: Path, source: Path, chat_template: str | None) -> None:

@@ -225,7 +225,7 @@ def _not_finite(step: int, loss: float, norm: float, learning_rate: float, rows:
     return TrainingError(
         f"step {step}: the loss is {loss} and the gradient norm {norm} at learning rate {learning_rate:.3g}; "
         f"rows: {places}",
-        "the last good adapter is kept; lower optimizer.learning_rate, or set optimizer.max_grad_norm: 1.0",
+        "lower optimizer.learning_rate, or set optimizer.max_grad_norm: 1.0",
     )
 
 

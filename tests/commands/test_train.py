@@ -10,10 +10,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from mlx_lora.chat.places import find_adapter
 from mlx_lora.cli import app
 from mlx_lora.commands import trainloop
 from mlx_lora.commands.train import run_train
-from mlx_lora.errors import MlxLoraError, TrainingError
+from mlx_lora.errors import AdapterError, MlxLoraError, TrainingError
 from mlx_lora.training.checkpoint import list_checkpoints
 
 
@@ -171,8 +172,12 @@ def test_without_validation_rows_the_last_adapter_is_kept(run_file, tmp_path):
 
 def test_a_learning_rate_that_breaks_the_run_ends_with_step_and_rows_and_exit_code_1(run_file, tmp_path, capsys):
     path = run_file(optimizer={"learning_rate": 1e20, "max_grad_norm": None, "warmup_ratio": 0.0})
-    with pytest.raises(TrainingError, match="step 2: the loss is nan"):
+    with pytest.raises(TrainingError, match="step 2: the loss is nan") as broke:
         run_train(path)
+    assert broke.value.hint.endswith("; no adapter was kept: the run had not come to a validation")
+    with pytest.raises(AdapterError, match=r"run: its run has kept no adapter$") as none:
+        find_adapter(str(tmp_path / "run"))
+    assert none.value.hint == f"mlx-lora report {tmp_path / 'run'} says how it ended"
     (end,) = events(tmp_path / "run", "end")
     assert (end["step"], end["ended_by"]) == (1, "error")
     assert end["message"].startswith("step 2: the loss is nan")
