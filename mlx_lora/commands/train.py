@@ -81,8 +81,9 @@ def train_run(
             summary = _run(config, group, stop, resume=resume, overwrite=overwrite, force=force)
     except MlxLoraError as error:
         if stop.training:  # a disk is not the run: it can go on from what is saved
-            left = saved_line(folder, again) if isinstance(error.__cause__, OSError) else kept_line(folder)
-            error.hint = f"{error.hint or 'mend that'}; {left}"
+            on_disk = isinstance(error.__cause__, OSError)
+            left = saved_line(folder, again) if on_disk else kept_line(folder)
+            error.hint = "; ".join(filter(None, [error.hint or ("mend that" if on_disk else None), left]))
         if not group.leads:
             talk.quiet = False
             error.message = f"rank {group.rank}: {error.message}"

@@ -1,7 +1,5 @@
 """Quantized modules to plain ones: exactly what their bits mean."""
 
-from collections.abc import Iterator
-
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -9,13 +7,7 @@ import pytest
 from mlx_lora.errors import ModelError
 from mlx_lora.model import compute
 
-
-@pytest.fixture(autouse=True)
-def _on_the_cpu() -> Iterator[None]:
-    before = mx.default_device()
-    mx.set_default_device(mx.Device(mx.cpu))
-    yield
-    mx.set_default_device(before)
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,9 @@ from mlx_lora.lora.inject import transformer_layers
 from mlx_lora.model.load import LoadedModel, load_base, load_tokenizer, reload_layers
 from tests.tiny import CHATML, TRANSFORMERS, save_tiny_folder, tiny_model
 
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
+
 TOKENS = mx.array([[5, 9, 200, 17, 3, 60]])
-
-
-@pytest.fixture(autouse=True)
-def _on_the_cpu() -> Iterator[None]:
-    before = mx.default_device()
-    mx.set_default_device(mx.Device(mx.cpu))
-    yield
-    mx.set_default_device(before)
 
 
 @pytest.fixture(scope="module")

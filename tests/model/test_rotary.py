@@ -1,7 +1,6 @@
 """Rotary settings as transformers 5 writes them give the logits of the same settings under their old names."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import pytest
 
 from mlx_lora.model.load import load_base
 from tests.tiny import FAMILIES, save_tiny_folder
+
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 TOKENS = mx.array([[5, 9, 200, 17, 3, 60, 61, 62]])
 # Of each family: the class's own default, or none at all, is another share.
@@ -21,14 +22,6 @@ PARTIAL: dict[str, dict[str, Any]] = {
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
 LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LINEAR = {"rope_type": "linear", "factor": 8.0}
-
-
-@pytest.fixture(autouse=True)
-def _on_the_cpu() -> Iterator[None]:
-    before = mx.default_device()
-    mx.set_default_device(mx.Device(mx.cpu))
-    yield
-    mx.set_default_device(before)
 
 
 def _logits(folder: Path, config: dict[str, Any]) -> mx.array:
