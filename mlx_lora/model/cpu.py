@@ -152,7 +152,7 @@ def attention(
 
 @_fused
 def _shifted_powers(x: mx.array, largest: mx.array) -> mx.array:
-    return exp2(x - largest)
+    return exp2(mx.minimum(x - largest, 0.0))  # no share is above 1; rounding of huge scores would make it infinite
 
 
 class Rotation(nn.RoPE):

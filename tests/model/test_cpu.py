@@ -4,7 +4,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mlx_lm.models import activations, base, llama
 
@@ -124,6 +124,7 @@ def test_attention_and_its_gradients_are_mlxs(kind, heads, groups):
 
 
 @given(st.floats(1.0, 1e4))
+@example(9562.969259271471)  # the scores of the backward pass are rounded otherwise: their powers were infinite
 def test_attention_stays_finite_where_scores_are_far_apart(size):
     arrays = [size * mx.random.normal((1, 2, 4, 8), key=mx.random.key(place)) for place in range(3)]
     answer, gradients = mx.value_and_grad(lambda *arrays: attention(*arrays, None, 1.0, "causal").sum(), (0, 1, 2))(
