@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mlx_lora.chat.places import find_adapter
-from mlx_lora.commands.adapterfacts import Shelved, read_shelved, score_text
+from mlx_lora.commands.adapterfacts import Shelved, read_shelved
 from mlx_lora.commands.plaintable import print_table
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError
@@ -46,7 +46,7 @@ def run_adapters_diff(first: str, second: str, *, json_output: bool = False) -> 
         value = {
             "adapters": [str(shelved.folder) for shelved in (one, two)],
             "settings": {name: cells for name, *cells in settings},
-            "scores": {name: cells for name, *cells in scores},
+            "scores": [{"data": name, "scores": cells} for name, *cells in scores],
             "all": asdict(whole),
             "modules": {path: asdict(likeness) for path, likeness in modules.items()},
             "notes": notes,
@@ -88,7 +88,7 @@ def _scores(one: Shelved, two: Shelved) -> list[list[str]]:
     for place, shelved in enumerate((one, two), start=1):
         for result in shelved.run.results if shelved.run else ():
             row = found.setdefault(same_questions(result), [result.data.name, "–", "–"])
-            row[place] = score_text(result)
+            row[place] = shelved.score_text(result)
     return list(found.values())
 
 

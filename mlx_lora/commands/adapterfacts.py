@@ -44,7 +44,24 @@ class Shelved:
         """The evaluation that tells best what it learned; None where there is none that can be read."""
         if self.run is None:
             return None
-        return next(iter([*self.run.learning_results, *self.run.results]), None)
+        results = [*self.run.learning_results, *self.run.results]
+        current = [result for result in results if self.run.other_step(result) is None]
+        return next(iter([*current, *results]), None)
+
+    @property
+    def scores(self) -> list[dict[str, Any]]:
+        """The leading figure of every evaluation."""
+        return [self._score(result) for result in (self.run.results if self.run else ())]
+
+    def score_text(self, result: EvaluationResult) -> str:
+        """Such as "68 of 70, 97 % (90–99)"; with its metric where that is not the exact match, and an older step."""
+        named = "" if result.metric == "exact_match" else f"{metric_name(result.metric)} "
+        step = self.run.other_step(result) if self.run else None
+        older = "" if step is None else f", at step {step}"
+        return f"{named}{share_text(result, result.metric)}{older}".replace("\N{NO-BREAK SPACE}", " ")
+
+    def _score(self, result: EvaluationResult) -> dict[str, Any]:
+        return {**_score_json(result), "other_step": self.run.other_step(result) if self.run else None}
 
     def as_json(self) -> dict[str, Any]:
         """The facts of the list."""
@@ -56,7 +73,7 @@ class Shelved:
             "base": None if self.base == "?" else self.base,
             "method": self.parameters.method if self.parameters else None,
             "rank": self.parameters.rank if self.parameters else None,
-            "score": None if score is None else score_json(score),
+            "score": None if score is None else self._score(score),
             "age_seconds": round(max(time.time() - self.made, 0)),
             "fault": self.fault,
         }
@@ -84,14 +101,7 @@ def read_shelved(folder: Path, label: str | None = None) -> Shelved:
     )
 
 
-def score_text(result: EvaluationResult) -> str:
-    """Such as "68 of 70, 97 % (90–99)"; the metric is named where it is not the exact match."""
-    named = "" if result.metric == "exact_match" else f"{metric_name(result.metric)} "
-    return f"{named}{share_text(result, result.metric)}".replace("\N{NO-BREAK SPACE}", " ")
-
-
-def score_json(result: EvaluationResult) -> dict[str, Any]:
-    """The leading figure of a result, of the adapter and of the base where it was asked."""
+def _score_json(result: EvaluationResult) -> dict[str, Any]:
     return {
         "data": result.data.name,
         "metric": result.metric,

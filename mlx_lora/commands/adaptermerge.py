@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlx_lora.chat.places import find_adapter
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError
-from mlx_lora.files import whole_folder
+from mlx_lora.files import refuse_unwritable, typed_path, whole_folder
 from mlx_lora.screen import RowsBar, format_bytes
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def run_adapters_merge(
     default; linear adds the ranks. density: of ties and dare. json_output: one JSON object on stdout.
     Raises: AdapterError for what cannot be merged, MlxLoraError when `output` exists; nothing is then written.
     """
+    output = typed_path(output)
+    refuse_unwritable(output)
     folders = [find_adapter(name) for name in names]
     from mlx_lora.lora.adapter import read_adapter
     from mlx_lora.lora.adapter_config import WEIGHTS_FILE

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.chat.places import ADAPTERS, find_adapter
-from mlx_lora.commands.adapterfacts import Shelved, age_text, read_shelved, score_json, score_text
+from mlx_lora.commands.adapterfacts import Shelved, age_text, read_shelved
 from mlx_lora.commands.plaintable import print_table
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError
@@ -64,7 +64,7 @@ def _line(one: Shelved) -> list[str]:
     if one.fault is not None:
         return [one.label, format_bytes(one.weight_bytes), one.base, "–", f"unusable: {one.fault}", "", age]
     result = one.result
-    score = "not evaluated" if result is None else score_text(result)
+    score = "not evaluated" if result is None else one.score_text(result)
     before = "" if result is None or result.base is None else f"{100 * result.base.value(result.metric):.0f} %"
     return [one.label, format_bytes(one.weight_bytes), one.base, one.method, score, before, age]
 
@@ -88,8 +88,9 @@ def _shown_json(shelved: Shelved, adapter: "AdapterFolder", norms: dict[str, flo
         "facts": run.adapter,
         "settings": run.settings,
         "steps": run.events.last_step,
-        "results": [score_json(result) for result in run.results],
+        "results": shelved.scores,
         "faults": run.faults,
+        "notes": _notes(shelved),
         "update_norm": norms,
     }
 
@@ -123,11 +124,22 @@ def _print_shown(shelved: Shelved, adapter: "AdapterFolder", norms: dict[str, fl
     if data is not None:
         print_table([name or "data" for name in data.columns], [list(row) for row in data.rows])
     if run.results:
-        rows = [[one.data.name, score_text(one), _base_score(one), _verdict(one)] for one in run.results]
+        rows = [[one.data.name, shelved.score_text(one), _base_score(one), _verdict(one)] for one in run.results]
         print_table(["score on", "adapter", "base", "verdict"], rows)
-    for fault in run.faults:
-        talk.print(f"note: {fault}", markup=False, soft_wrap=True)
+    for note in (*_notes(shelved), *run.faults):
+        talk.print(f"note: {note}", markup=False, soft_wrap=True)
     print_table(["update by module", "‖ΔW‖", "layers", "largest in layer"], _norm_rows(norms), right=("‖ΔW‖", "layers"))
+
+
+def _notes(shelved: Shelved) -> list[str]:
+    """What the figures shown do not say."""
+    from mlx_lora.report.asking import changed_since
+
+    run, parameters = shelved.run, shelved.parameters
+    notes = [note for result in run.results if (note := changed_since(run, result))] if run else []
+    if parameters is not None and parameters.method == "dora":
+        notes.append("DoRA: ‖ΔW‖ is of the direction alone; what the magnitudes do depends on the base")
+    return notes
 
 
 def _base_score(result: Any) -> str:

@@ -14,6 +14,8 @@ import numpy as np
 from mlx_lm.generate import BatchGenerator, StopSequences
 from mlx_lm.models.cache import LRUPromptCache, make_prompt_cache
 
+from mlx_lora.errors import ModelError
+
 Owner = int | None
 Sampler = Callable[[mx.array], mx.array]  # ln p (B, V) → tokens (B,)
 
@@ -167,14 +169,23 @@ def leave_thread() -> None:
     mx.clear_streams()
 
 
+def refuse_unjoinable(model: nn.Module) -> None:
+    """Raises: ModelError where mlx-lm has no way to put this family's caches into a running batch."""
+    kinds = {type(layer).__name__ for layer in make_prompt_cache(model) if not hasattr(layer, "merge")}
+    if kinds:
+        family = getattr(model, "model_type", type(model).__name__)
+        raise ModelError(
+            f"{family} models cannot be served: mlx-lm cannot put their caches ({', '.join(sorted(kinds))}) into a batch",
+            "`mlx-lora chat` and `mlx-lora eval` answer with them",
+        )
+
+
 def batches_rows(model: nn.Module) -> bool:
     """Whether rows of different lengths that share a batch get the tokens' likelihoods that each gets alone.
 
     Some families take one position, or one kind of mask, for all rows. Costs a few forward passes of four tokens.
     """
     prompts = [[5, 6, 7, 8], [6, 7, 8], [7, 8]]
-    if not all(hasattr(layer, "merge") for layer in make_prompt_cache(model)):
-        return False
     try:
         together = _first_logprobs(model, prompts)
     except (ValueError, TypeError, RuntimeError, AttributeError):

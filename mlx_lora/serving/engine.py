@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from mlx_lora.model.continuous import ContinuousBatch, Token, batches_rows, leave_thread
+from mlx_lora.model.continuous import ContinuousBatch, Token, batches_rows, leave_thread, refuse_unjoinable
 from mlx_lora.model.load import LoadedModel
 from mlx_lora.model.stream import make_sampler
 from mlx_lora.serving.answer import AnswerText, Finished, Likelihood
@@ -113,6 +113,7 @@ class Engine:
     def _serve(self) -> None:
         try:
             base = self._load()
+            refuse_unjoinable(base.model)
             residents = Residents(base)
             if not batches_rows(base.model):
                 self.shares_batches = False

@@ -52,6 +52,12 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def _copy(adapter: Path, folder: Path) -> None:
+    (folder / "eval").mkdir(parents=True)
+    for file in adapter.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+
+
 def _json(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
@@ -84,6 +90,36 @@ def test_the_list_has_size_base_rank_score_and_age_and_names_what_is_unusable(sh
     assert lines[0].split()[:3] == ["adapter", "size", "base"]
     assert "unusable: no adapters.safetensors" in lines[1]
     assert "2 of 3, 67 %" in lines[2]
+
+
+def test_a_result_of_another_steps_adapter_is_called_so_and_a_newer_one_comes_first(shelf, tmp_path, capsys):
+    folder = tmp_path / "a"
+    _copy(shelf / "a", folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["mlx_lora"]["step"] = 40
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    older = result(("fixed", "kept right", "kept wrong"), name="a-test", adapter_step=20)
+    (folder / "eval/a-test.json").write_text(older.model_dump_json())
+    run_adapters_list(tmp_path)
+    assert "2 of 3, 67 % (21–94), at step 20" in capsys.readouterr().out
+    run_adapters_show(str(folder))
+    shown = capsys.readouterr()
+    assert "67 % (21–94), at step 20" in shown.out
+    assert "note: a-test was asked at step 20; the adapter here is of step 40." in shown.err
+    newer = result(("fixed", "kept right"), name="b-test", adapter_step=40)
+    (folder / "eval/b-test.json").write_text(newer.model_dump_json())
+    run_adapters_list(tmp_path, json_output=True)
+    score = _json(capsys)["adapters"][0]["score"]
+    assert (score["data"], score["other_step"]) == ("b-test", None)
+    run_adapters_show(str(folder), json_output=True)
+    assert [score["other_step"] for score in _json(capsys)["results"]] == [20, None]
+
+
+def test_show_says_what_the_norms_of_dora_leave_out(shelf, capsys):
+    run_adapters_show(str(shelf / "dora"))
+    assert "note: DoRA: ‖ΔW‖ is of the direction alone" in capsys.readouterr().err
+    run_adapters_show(str(shelf / "a"), json_output=True)
+    assert _json(capsys)["notes"] == []
 
 
 def test_an_empty_folder_and_a_missing_one_are_told_apart(tmp_path, capsys):
@@ -119,6 +155,16 @@ def test_diff_tells_settings_and_how_far_two_updates_are_apart(shelf, capsys):
     missing = {path: mx.zeros_like(update) for path, update in one.items()} | two
     distance = sum(((missing[path] - one[path]) ** 2).sum().item() for path in one) ** 0.5
     assert found["all"]["distance"] == pytest.approx(distance / whole, rel=1e-3)
+
+
+def test_diff_keeps_both_scores_of_a_set_that_was_asked_in_two_ways(shelf, tmp_path, capsys):
+    _copy(shelf / "a", tmp_path / "asked")
+    for place, tokens in enumerate((24, 48)):
+        asked = result(("fixed", "kept wrong"), max_tokens=tokens)
+        (tmp_path / f"asked/eval/{place}.json").write_text(asked.model_dump_json())
+    run_adapters_diff(str(shelf / "b"), str(tmp_path / "asked"), json_output=True)
+    both = {"data": "data-test", "scores": ["–", "1 of 2, 50 % (9–91)"]}
+    assert _json(capsys)["scores"] == [both, both]
 
 
 def test_diff_of_a_copy_says_that_nothing_differs(shelf, tmp_path, capsys):
@@ -177,6 +223,15 @@ def test_a_linear_merge_answers_as_the_mix_that_it_names(shelf, tmp_path, capsys
         assert mx.abs(base.model(TOKENS) - merged).max().item() < 1e-5
         bank.activate("a")
         assert mx.abs(base.model(TOKENS) - merged).max().item() > 1e-2
+
+
+def test_a_merge_goes_where_the_home_folder_leads(shelf, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_adapters_merge([str(shelf / "b"), str(shelf / "a")], Path("~/merged"))
+    assert (tmp_path / "merged/adapters.safetensors").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(MlxLoraError, match="not a folder"):
+        run_adapters_merge(["nowhere", str(shelf / "a")], tmp_path / "file/merged")
 
 
 def test_mlx_lm_takes_a_merged_adapter_whose_modules_lie_in_different_layers(shelf, tmp_path):

@@ -5,7 +5,10 @@ import random
 import pytest
 
 import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
-from mlx_lora.model.continuous import ContinuousBatch, batches_rows
+from mlx_lm.models.cache import ChunkedKVCache
+
+from mlx_lora.errors import ModelError
+from mlx_lora.model.continuous import ContinuousBatch, batches_rows, refuse_unjoinable
 from mlx_lora.model.stream import make_sampler, stream_answer
 from tests.model.test_generate import plain_answer
 from tests.tiny import TRANSFORMERS, tiny_model
@@ -169,6 +172,14 @@ def test_a_drawn_answer_follows_from_its_seed_and_not_from_who_shares_the_batch(
 @pytest.mark.parametrize("family", TRANSFORMERS)
 def test_the_probe_says_which_families_share_batches(family):
     assert batches_rows(tiny_model(family)) is (family != "gemma2")  # whose grouped masks mlx-lm's batches do not have
+
+
+def test_a_family_whose_caches_join_no_batch_is_refused_by_name():
+    model = tiny_model("llama")
+    refuse_unjoinable(model)
+    model.make_cache = lambda: [ChunkedKVCache(8) for _ in model.layers]  # as llama4 has them
+    with pytest.raises(ModelError, match=r"llama models cannot be served: .* \(ChunkedKVCache\)"):
+        refuse_unjoinable(model)
 
 
 def test_after_a_failed_step_the_batch_begins_anew():

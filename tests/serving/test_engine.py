@@ -8,15 +8,18 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from mlx_lm.models.cache import ChunkedKVCache
 
 from mlx_lora.errors import ModelError
 from mlx_lora.lora.rendering import Rendering
 from mlx_lora.model.continuous import ContinuousBatch
+from mlx_lora.model.load import load_base
 from mlx_lora.serving import roster
 from mlx_lora.serving.answer import Delta
 from mlx_lora.serving.engine import Engine
 from mlx_lora.serving.job import Answers, Job, Wanted
 from mlx_lora.serving.limits import Limits
+from mlx_lora.serving.metrics import Metrics
 from mlx_lora.serving.refusals import Refusal
 from tests.serving.house import House, engine_of, served
 
@@ -44,6 +47,16 @@ def test_who_was_in_a_step_that_failed_is_told_and_the_next_is_answered(house: H
         found = httpx.post(f"{server.address}/v1/chat/completions", json=body)
         assert found.json()["choices"][0]["message"]["content"] == wanted
     assert "a secret of the inside" in caplog.text  # the log has it, with its trace
+
+
+def test_a_base_whose_caches_join_no_batch_is_refused_at_the_start(house: House):
+    def load():
+        base = load_base(str(house.base))
+        base.model.make_cache = lambda: [ChunkedKVCache(8) for _ in base.model.layers]  # as llama4 has them
+        return base
+
+    with pytest.raises(ModelError, match="cannot be served"):
+        Engine(load, Limits(), Metrics()).start()
 
 
 def test_when_the_engine_ends_all_who_wait_and_all_who_come_are_told(house: House, monkeypatch, caplog):
