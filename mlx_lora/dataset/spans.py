@@ -32,9 +32,13 @@ EMBEDDED_END = "an answer spells an end token itself: what follows it is not tra
 LAST_ONLY = "earlier answers cannot be told apart in what the template writes: only the last one is trained"
 TOOLS_IGNORED = "the template does not write the tools"
 CALLS_IGNORED = "the template does not write the tool calls"
+PROMPT_IGNORED = "the template does not write data.system_prompt"
+MESSAGE_IGNORED = "the template does not write the content of a {role} message"
+THINKING_IGNORED = "the template does not write the {key} of an answer"
 
 # Private-use characters around a message show where the template puts it.
 _OPEN, _CLOSE = "\ue000", "\ue001"
+_THINKING = ("reasoning_content", "reasoning", "thinking")  # keys beside the content, by which data sets hold thinking
 
 
 @dataclass(frozen=True)
@@ -232,6 +236,22 @@ class _Conversation:
             silent = [{key: message[key] for key in message if key != "tool_calls"} for message in self.messages]
             if self._try_render(silent, prompt=False) == self.text:
                 self.notes.append(CALLS_IGNORED)
+        for number, message in enumerate(self.messages):
+            if self._ignores(number, "content"):
+                own = number >= self.added
+                self.notes.append(MESSAGE_IGNORED.format(role=message["role"]) if own else PROMPT_IGNORED)
+        # Of earlier answers templates may drop the thinking, which is no news: see OTHER_WHEN_LAST.
+        last = len(self.messages) - 1
+        self.notes += [THINKING_IGNORED.format(key=key) for key in _THINKING if self._ignores(last, key)]
+
+    def _ignores(self, number: int, key: str) -> bool:
+        """Whether the template writes the same whatever text stands under `key` of message `number`."""
+        value = self.messages[number].get(key)
+        if not isinstance(value, str) or not value.strip() or value.strip() in self.text:
+            return False
+        messages = [*self.messages]
+        messages[number] = {**messages[number], key: value + _CLOSE}
+        return self._try_render(messages, prompt=False) == self.text
 
     def _render(self, messages: Sequence[Message], *, prompt: bool) -> str:
         return render_text(messages, self.tokenizer, self.settings, self.tools, prompt=prompt)

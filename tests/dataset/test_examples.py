@@ -17,7 +17,10 @@ from mlx_lora.dataset.spans import (
     END_ADDED,
     LAST_ONLY,
     MERGED,
+    MESSAGE_IGNORED,
     NO_END,
+    PROMPT_IGNORED,
+    THINKING_IGNORED,
     common_prefix,
 )
 from mlx_lora.errors import ConfigError, DataError
@@ -108,6 +111,35 @@ class TestPrefixes:
         call = {"function": {"name": "add", "arguments": {}}}
         messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "tool_calls": [call]}]
         assert example_of(record({"messages": messages}), tokenizer_of("llama3")).note == CALLS_IGNORED
+
+    def test_messages_that_the_template_leaves_out_are_said(self) -> None:
+        """Found in session 10: data.system_prompt was in the adapter, and in no token that was trained."""
+        tokenizer = tokenizer_of("smollm2")
+        tokenizer.chat_template = (
+            "{% for m in messages if m.role in ('user', 'assistant') %}<|im_start|>{{ m.role }}\n"
+            "{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+        assert example_of(chat("Who?", "Ann."), tokenizer).note is None
+        assert example_of(chat("Who?", "Ann."), tokenizer, system_prompt="Be brief.").note == PROMPT_IGNORED
+        ignored = MESSAGE_IGNORED.format(role="system")
+        assert example_of(chat("Who?", "Ann.", system="Be brief."), tokenizer).note == ignored
+        assert example_of(chat("Who?", "Ann.", system="Be brief."), tokenizer, train_on="all").note == ignored
+
+    def test_contents_that_the_template_writes_otherwise_are_not_said_to_be_left_out(self) -> None:
+        tokenizer = tokenizer_of("smollm2")
+        tokenizer.chat_template = (
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | tojson if m.role == 'user' else m.content }}"
+            "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        )
+        assert example_of(chat('Who is "Ann"?', "I."), tokenizer).note is None
+
+    @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+    def test_thinking_that_the_template_leaves_out_is_said(self, key: str) -> None:
+        """Found in session 10: rows with thinking beside their answers were trained without it, and nothing said so."""
+        said = {"role": "assistant", "content": "Ann.", key: "Let me see."}
+        row = record({"messages": [{"role": "user", "content": "Who?"}, said]})
+        assert example_of(row, tokenizer_of("smollm2")).note == THINKING_IGNORED.format(key=key)
+        assert example_of(row, tokenizer_of("qwen3")).note is None  # transformers knows all three names
 
     @hypothesis_settings(max_examples=60, deadline=None)
     @given(
