@@ -19,6 +19,7 @@ from mlx_lora.dataset.values import (
 )
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+_FLAGS = ("train", "training", "loss")  # of a turn, in the data sets of axolotl and ms-swift; OpenAI's is "weight"
 SPEAKERS = {
     "system": "system",
     "human": "user",
@@ -59,9 +60,13 @@ def _message(value: Any, number: int) -> Message:
         known = ", ".join(ROLES[:-2])
         hint = "rename the role: the person asks as user, the model answers as assistant"
         raise RowError(f"message {number} has {quoted('role', role)}, expected one of {known}", hint)
-    if message.get("weight", 1) != 1:
-        fact = f'message {number} has "weight" {shown(message["weight"])}: here every assistant turn is trained'
-        raise RowError(fact, "remove the weight, or the turns that shall not be trained")
+    untrained = next((key for key in _FLAGS if role == "assistant" and message.get(key, True) in (False, 0)), None)
+    if untrained is None and message.get("weight", 1) != 1:
+        untrained = "weight"
+    if untrained is not None:
+        shown_flag = json.dumps(message[untrained], default=str)[:60]
+        fact = f'message {number} has "{untrained}" {shown_flag}: here every assistant turn is trained'
+        raise RowError(fact, f"remove the {untrained}, or the turns that shall not be trained")
     calls = _tool_calls(message.pop("tool_calls", []), number)
     where = f"message {number} ({role})"
     content = _content(message.get("content"), where)
@@ -70,6 +75,8 @@ def _message(value: Any, number: int) -> Message:
     if not content.strip() and role == "user":
         raise RowError(f"{where} is empty", EMPTY_HINT)
     message["content"] = content
+    if role == "developer":  # as chat, serve and other programs ask: few templates know the role, some write nothing
+        message["role"] = "system"
     # Templates test for the key, so it is there only with calls in it.
     return {**message, "tool_calls": calls} if calls else message
 
@@ -139,9 +146,26 @@ def spoken(turn: Any, number: int) -> Any:
     return {**rest, "role": SPEAKERS[speaker], "content": turn.get("value")}
 
 
-def system_of(row: Row) -> tuple[Message, ...]:
-    """The row's own system prompt as a message, where it has one. Raises: RowError."""
-    return ({"role": "system", "content": text_of(row, "system")},) if row.get("system") else ()
+def system_of(row: Row, messages: tuple[Message, ...] = ()) -> tuple[Message, ...]:
+    """The row's own system prompt as a message, where it has one that `messages` do not begin with. Raises: RowError."""
+    if not row.get("system"):
+        return ()
+    text = text_of(row, "system")
+    if messages and messages[0]["role"] == "system":
+        if messages[0]["content"].strip() != text.strip():
+            raise RowError('the row has two system prompts: "system", and its first message', "keep one of the two")
+        return ()
+    return ({"role": "system", "content": text},)
+
+
+def earlier_exchanges(row: Row) -> tuple[Message, ...]:
+    """The pairs of question and answer under `history`, as LLaMA-Factory's Alpaca rows have them. Raises: RowError."""
+    pairs = row.get("history") or ()
+    if not isinstance(pairs, list | tuple) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        hint = 'such as "history": [["Who won?", "Ann"]]; rename a key that means something else'
+        raise RowError('"history" is no list of pairs of question and answer', hint)
+    turns = [exchange(text_of({"history": asked}, "history"), text_of({"history": said}, "history")) for asked, said in pairs]
+    return tuple(message for turn in turns for message in turn)
 
 
 def exchange(prompt: str, answer: str) -> tuple[Message, ...]:

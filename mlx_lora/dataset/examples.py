@@ -1,7 +1,7 @@
 """Records to examples: tokens, loss masks and the length limit. Knows nothing of files, batches or MLX."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from mlx_lora.config import DataSettings
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import joined_faults
 from mlx_lora.dataset.rendering import ChatTokenizer, has_template, prompt_messages, record_prompt, render_prompt
-from mlx_lora.dataset.spans import Rendering, render_conversation, render_plain_row, render_text_row
+from mlx_lora.dataset.spans import TOOLS_UNWRITTEN, Rendering, render_conversation, render_plain_row, render_text_row
 from mlx_lora.errors import DataError
 
 __all__ = [
@@ -137,7 +137,8 @@ def _render(record: Record, tokenizer: ChatTokenizer, settings: DataSettings) ->
         return render_text_row(record.text, tokenizer)
     if has_template(tokenizer, settings):
         return render_conversation(record.messages, record.tools, tokenizer, settings)
-    return render_plain_row(record.messages, record.format, tokenizer, settings)
+    rendering = render_plain_row(record.messages, record.format, tokenizer, settings)
+    return replace(rendering, notes=(*rendering.notes, TOOLS_UNWRITTEN)) if record.tools else rendering
 
 
 def _within_limit(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from mlx_lora.dataset.choices import CHOICES_HINT, ChoiceError, right_choice
-from mlx_lora.dataset.conversations import exchange, messages_of, spoken, system_of, tools_of
+from mlx_lora.dataset.conversations import earlier_exchanges, exchange, messages_of, spoken, system_of, tools_of
 from mlx_lora.dataset.record import Message, Record
 from mlx_lora.dataset.values import FORMATS_HINT, MOST_LEVELS, Row, RowError, kind_of, refuse_untypable, shown, text_of
 
@@ -17,12 +17,15 @@ _NO_CHOICES_HINT = (
     'write the row as "question", "choices" and "answer" alone, or remove or rename "choices" if it is no quiz'
 )
 _QUESTION = "question/answer"
+_ASKING_KEYS = frozenset({"answers", "choices", "category", "fact"})  # of eval; a row of text has no use for them
+_CONVERSATION_KEYS = frozenset({"system", "tools"})
 
 
 class _Format(NamedTuple):
     name: str
     keys: tuple[str, ...]
     read: Callable[[Row], dict[str, Any]]
+    more_keys: frozenset[str] = _ASKING_KEYS | _CONVERSATION_KEYS  # that are read beside `keys`
 
 
 def record_from_row(row: object, place: str) -> Record:
@@ -40,8 +43,9 @@ def record_from_row(row: object, place: str) -> Record:
         if all(present.get(key) is not None for key in format.keys):
             read = format.read(present)
             # Nothing asks a row of text: eval refuses it, whatever stands beside the text.
-            asked = _read_asking(present, read["messages"], format.name) if read["messages"] else {}
-            return Record(**read, **asked, place=place, format=format.name)
+            if read["messages"]:
+                read |= _read_asking(present, read["messages"], format.name) | {"tools": tools_of(present.get("tools"))}
+            return Record(**read, place=place, format=format.name, unread=_unread(present, format))
     for format in _FORMATS:
         missing = [key for key in format.keys if present.get(key) is None]
         if len(missing) < len(format.keys):
@@ -50,15 +54,16 @@ def record_from_row(row: object, place: str) -> Record:
 
 
 def _read_chat(row: Row) -> dict[str, Any]:
-    return {"messages": messages_of(row["messages"], "messages"), "tools": tools_of(row.get("tools"))}
+    messages = messages_of(row["messages"], "messages")
+    return {"messages": system_of(row, messages) + messages}
 
 
 def _read_sharegpt(row: Row) -> dict[str, Any]:
     turns = row["conversations"]
     if not isinstance(turns, list | tuple):
         raise RowError(f'"conversations" is {kind_of(turns)}, expected a list')
-    messages = system_of(row) + messages_of([spoken(turn, n) for n, turn in enumerate(turns, 1)], "conversations")
-    return {"messages": messages, "tools": tools_of(row.get("tools"))}
+    messages = messages_of([spoken(turn, n) for n, turn in enumerate(turns, 1)], "conversations")
+    return {"messages": system_of(row, messages) + messages}
 
 
 def _read_completion(row: Row) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def _read_alpaca(row: Row) -> dict[str, Any]:
     instruction, output = text_of(row, "instruction"), text_of(row, "output")
     given = text_of(row, "input", may_be_empty=True) if "input" in row else ""
     prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
-    return {"messages": system_of(row) + exchange(prompt, output)}
+    return {"messages": system_of(row) + earlier_exchanges(row) + exchange(prompt, output)}
 
 
 def _read_text(row: Row) -> dict[str, Any]:
@@ -97,8 +102,13 @@ _FORMATS = (
     _Format("sharegpt", ("conversations",), _read_sharegpt),
     _Format("prompt/completion", ("prompt", "completion"), _read_completion),
     _Format(_QUESTION, ("question", "answer"), _read_question),
-    _Format("alpaca", ("instruction", "output"), _read_alpaca),
-    _Format("text", ("text",), _read_text),
+    _Format(
+        "alpaca",
+        ("instruction", "output"),
+        _read_alpaca,
+        _ASKING_KEYS | _CONVERSATION_KEYS | {"input", "history"},
+    ),
+    _Format("text", ("text",), _read_text, _ASKING_KEYS),
 )
 KNOWN_KEYS = frozenset(key for format in _FORMATS for key in format.keys)
 
@@ -141,6 +151,12 @@ def _any_label(row: Row, key: str) -> str | None:
     if isinstance(value, int | float):
         return str(value) if value == value else None
     return value if isinstance(value, str) and value.strip() else None
+
+
+def _unread(row: Row, format: _Format) -> tuple[str, ...]:
+    """The keys of the row that hold something and mean nothing in its format."""
+    read = {*format.keys, *format.more_keys}
+    return tuple(key for key, value in row.items() if key not in read and value not in ("", [], {}))
 
 
 def _names(row: Row) -> str:

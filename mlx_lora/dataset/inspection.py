@@ -170,8 +170,17 @@ def _report(
         trained_tokens=sum(int(example.loss_mask.sum()) for example in built.examples),
         without_end_token=sum(not _learns_to_end(example, eos_ids) for example in built.examples),
         duplicates=len(records) - len({_whole_key(record) for record in records}),
-        notes=built.notes,
+        notes=[*built.notes, *_unread_note(records)],
     )
+
+
+def _unread_note(records: Sequence[Record]) -> list[str]:
+    """One line on the keys that no row's format reads, such as a `context` beside question and answer."""
+    counts = Counter(key for record in records for key in record.unread)
+    named = [f'"{key[:60]}" ({_rows(count)})' for key, count in counts.most_common(_SAMPLES)]
+    if not named:
+        return []
+    return ["keys that are not read: " + ", ".join(named) + (", …" if len(counts) > _SAMPLES else "")]
 
 
 def _learns_to_end(example: Example, eos_ids: frozenset[int]) -> bool:

@@ -1,6 +1,6 @@
 """One row of a data set, whatever its format was. Knows nothing of files, tokenizers or MLX."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]  # {"role": ..., "content": text}, with tool_calls etc. as templates want them
@@ -19,6 +19,7 @@ class Record:
     fact: str | None = None
     place: str = ""  # "data/train.jsonl:17"
     format: str = ""  # "chat", "prompt/completion", "question/answer", "alpaca", "sharegpt", "text"
+    unread: tuple[str, ...] = field(default=(), compare=False)  # keys that the row has and its format does not
 
     @property
     def question(self) -> str:

@@ -31,6 +31,7 @@ END_ADDED = "the template writes no end token after the last answer: one was add
 EMBEDDED_END = "an answer spells an end token itself: what follows it is not trained"
 LAST_ONLY = "earlier answers cannot be told apart in what the template writes: only the last one is trained"
 TOOLS_IGNORED = "the template does not write the tools"
+TOOLS_UNWRITTEN = "without a chat template the tools are not written"
 CALLS_IGNORED = "the template does not write the tool calls"
 PROMPT_IGNORED = "the template does not write data.system_prompt"
 MESSAGE_IGNORED = "the template does not write the content of a {role} message"

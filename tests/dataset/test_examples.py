@@ -21,6 +21,7 @@ from mlx_lora.dataset.spans import (
     NO_END,
     PROMPT_IGNORED,
     THINKING_IGNORED,
+    TOOLS_UNWRITTEN,
     common_prefix,
 )
 from mlx_lora.errors import ConfigError, DataError
@@ -207,6 +208,10 @@ class TestWithoutATemplate:
         turns = chat("Q1", "  Paris ", " Q2", "A2").messages[:-1]
         text = tokenizer.decode(render_prompt(turns, tokenizer, settings()))
         assert text == "Question: Q1\nAnswer: Paris \n\nQuestion:  Q2\nAnswer:"
+
+    def test_tools_are_said_to_be_left_out(self) -> None:
+        row = record({"prompt": "Q", "completion": "A", "tools": [{"type": "function"}]})
+        assert example_of(row, tokenizer_without_template()).note == TOOLS_UNWRITTEN
 
     def test_rows_of_messages_need_a_template(self) -> None:
         with pytest.raises(DataError) as caught:

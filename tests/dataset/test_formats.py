@@ -144,6 +144,60 @@ def test_a_system_text_of_the_row_becomes_its_first_message() -> None:
     assert record.messages[0] == {"role": "system", "content": "Be brief."}
 
 
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+def test_a_system_text_beside_messages_is_their_first_and_never_a_second(key: str) -> None:
+    """Found in session 10: beside `messages` it was dropped without a word, beside `conversations` it stood twice."""
+    own = {"role": "system", "content": "Be brief."}
+    assert record_from_row({"system": "Be brief.", key: [ASKED, SAID]}, "").messages == (own, ASKED, SAID)
+    assert record_from_row({"system": "Be brief. ", key: [own, ASKED, SAID]}, "").messages == (own, ASKED, SAID)
+    assert record_from_row({"system": "", key: [own, ASKED, SAID]}, "").messages == (own, ASKED, SAID)
+    assert fault_of({"system": "Be long.", key: [own, ASKED, SAID]}) == (
+        'the row has two system prompts: "system", and its first message'
+    )
+
+
+def test_a_developers_message_is_a_system_message() -> None:
+    """Found in session 10: it was trained as a role of its own, and asked as `system` by chat, serve and LoraModel."""
+    rows = [{"messages": [{"role": role, "content": "Be brief."}, ASKED, SAID]} for role in ("developer", "system")]
+    assert record_from_row(rows[0], "").messages == record_from_row(rows[1], "").messages
+
+
+def test_the_history_of_an_alpaca_row_comes_before_its_instruction() -> None:
+    """Found in session 10: LLaMA-Factory's `history` was dropped without a word."""
+    row = {"system": "S", "instruction": "And in 2024?", "output": "Ann.", "history": [["Who won?", "Paris."]]}
+    messages = record_from_row(row, "").messages
+    assert [message["content"] for message in messages] == ["S", "Who won?", "Paris.", "And in 2024?", "Ann."]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant"]
+    assert len(record_from_row({**row, "history": []}, "").messages) == 3
+    for history in ("Who won? Paris.", [["Who won?"]], ["Who won?", "Paris."], {"a": 1}):
+        assert fault_of({**row, "history": history}) == '"history" is no list of pairs of question and answer'
+    assert fault_of({**row, "history": [["Who won?", 5]]}) == '"history" is a number, expected text'
+
+
+@pytest.mark.parametrize(("row", "format"), CONVERSATIONS)
+def test_every_conversation_format_keeps_its_tools(row: dict[str, object], format: str) -> None:
+    """Found in session 10: beside prompt and completion, where mlx-lm reads them, they were dropped without a word."""
+    assert record_from_row({**row, "tools": [{"type": "function"}]}, "").tools == ({"type": "function"},)
+
+
+@pytest.mark.parametrize(("row", "format"), CONVERSATIONS)
+def test_keys_that_no_format_reads_are_kept_by_name(row: dict[str, object], format: str) -> None:
+    empty = {"a": "", "b": None, "c": [], "d": {}}
+    assert record_from_row({**row, **empty, "system": "S", "category": "c", "tools": []}, "").unread == ()
+    assert record_from_row({**row, **empty, "context": "It was Ann.", "id": 0}, "").unread == ("context", "id")
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "training", "loss"])
+@pytest.mark.parametrize("turns", ["messages", "conversations"])
+def test_a_turn_that_shall_not_be_trained_is_refused(key: str, turns: str) -> None:
+    """Found in session 10: only OpenAI's `weight` was; turns that others mark so were trained without a word."""
+    fault = 'message 2 has "%s" %s: here every assistant turn is trained'
+    assert fault_of({turns: [ASKED, {**SAID, key: False}, ASKED, SAID]}) == fault % (key, "false")
+    assert fault_of({turns: [ASKED, {**SAID, key: 0}, ASKED, SAID]}) == fault % (key, "0")
+    marked = [{**ASKED, key: 1}, {**SAID, key: True}]
+    assert record_from_row({turns: marked}, "").question == "Who won?"
+
+
 def test_sharegpt_speakers_become_roles() -> None:
     turns = [("system", "S"), ("human", "Q"), ("gpt", "A"), ("observation", "T"), ("chatgpt", "B")]
     row = {"conversations": [{"from": speaker, "value": value} for speaker, value in turns]}

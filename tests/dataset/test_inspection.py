@@ -120,6 +120,13 @@ def test_repeated_rows_are_counted() -> None:
     assert inspection.warnings == ["train: 2 rows repeating an earlier one exactly"]
 
 
+def test_keys_that_are_not_read_are_said_in_one_line() -> None:
+    """Found in session 10: answers were trained without the `context` that stood beside them, without a word."""
+    rows = [record({"question": f"Q{number}", "answer": "A", "context": "C", "id": number}) for number in range(2)]
+    inspection = inspected([*rows, record({"text": "T", "id": 7})])
+    assert inspection.warnings == ['train: keys that are not read: "id" (3 rows), "context" (2 rows)']
+
+
 def test_a_question_with_another_answer_is_a_contradiction_and_an_accepted_variant_is_not() -> None:
     rows = [asked("Who won?", "Oilers", "Edmonton"), asked("who  won?", "Edmonton"), asked("Who won?", "Flames")]
     (case,) = inspected(rows).contradictions
