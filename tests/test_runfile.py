@@ -223,6 +223,18 @@ OVERRIDE_FAULTS = [
         "--set train.steps: train: give either epochs or steps",
         "the file gives the other one: add --set",
     ),
+    # Found in session 10: a prompt was cut at its first #, or was none at all, without a word.
+    (
+        "data.system_prompt=Give the # of goals",
+        "--set data.system_prompt: '# of goals' is a comment to YAML, and would be dropped",
+        "quotes of its own keep a text whole: --set 'data.system_prompt=\"Give the # of goals\"'",
+    ),
+    (
+        "data.system_prompt=#1 in all things",
+        "--set data.system_prompt: '#1 in all things' is a comment to YAML, and would be dropped",
+        "quotes of its own keep a text whole: --set 'data.system_prompt=\"#1 in all things\"'",
+    ),
+    ("lora.target_modules=[q_proj] # two", "--set lora.target_modules: '# two' is a comment to YAML", "quotes of its own"),
     ("optimizer={name: sgd, name: adam}", "--set optimizer: optimizer.name is given twice", "keep one"),
     ("lora.rank", "--set lora.rank: expected setting=value", "for example --set lora.rank=8"),
     ("=8", "--set =8: expected setting=value", "for example"),
@@ -236,6 +248,12 @@ def test_a_fault_of_an_override_names_the_flag(tmp_path: Path, override: str, fa
     message, said = fault(tmp_path, SMALLEST, override)
     assert message.startswith(fact)
     assert str(said).startswith(hint)
+
+
+def test_an_override_may_hold_the_sign_of_a_comment_where_yaml_reads_it(tmp_path: Path) -> None:
+    for written, meant in (('"the # of goals"', "the # of goals"), ("'a #b'", "a #b"), ("C#", "C#"), ('"#"', "#")):
+        assert load(tmp_path, SMALLEST, f"data.system_prompt={written}").data.system_prompt == meant
+    assert load(tmp_path, SMALLEST, 'lora.target_modules=["a #b", c]').lora.target_modules == ["a #b", "c"]
 
 
 def test_an_override_into_a_section_that_is_none_leaves_the_fault_to_the_file(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """`--set lora.rank=8` on the mapping of a run file, before validation. Knows nothing of types and limits."""
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mlx_lora.runfile.fields import all_sections, all_settings
 from mlx_lora.runfile.loader import Document, KeyPath, YamlError, parse_yaml
+from mlx_lora.runfile.writer import render_value
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class OverrideError(Exception):
 def parse_override(argument: str) -> Override:
     """`lora.rank=8` as a path and a YAML value; nothing after the = is null.
 
-    Raises: OverrideError where the form is not path=value or the value is no YAML.
+    Raises: OverrideError where the form is not path=value, or the value is no YAML or loses its end to a comment.
     """
     name, equals, text = argument.partition("=")
     path = tuple(name.strip().split("."))
@@ -47,7 +50,23 @@ def parse_override(argument: str) -> Override:
     except YamlError as fault:
         hint = f"text with YAML's signs needs quotes of its own: --set '{'.'.join(path)}=\"…\"'"
         raise OverrideError(f"--set {'.'.join(path)}", fault.fact, hint) from fault
+    comment = _comment(text, document)
+    if comment is not None:
+        fact = f"{comment[:40]!r} is a comment to YAML, and would be dropped"
+        meant = shlex.quote(f"{'.'.join(path)}={render_value(text.strip())}")
+        raise OverrideError(f"--set {'.'.join(path)}", fact, f"quotes of its own keep a text whole: --set {meant}")
     return Override(path, document, text.strip())
+
+
+def _comment(text: str, document: Document) -> str | None:
+    """What YAML takes for a comment at the end of `text`: the value is the same without it."""
+    for mark in re.finditer(r"(?:^|\s)#", text):
+        try:
+            if parse_yaml(text[: mark.start()]).value == document.value:
+                return text[mark.start() :].strip()
+        except YamlError:  # a sign within quotes or brackets
+            continue
+    return None
 
 
 def apply_override(mapping: dict[str, Any], override: Override) -> bool:
