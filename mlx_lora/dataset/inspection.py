@@ -12,7 +12,7 @@ from mlx_lora.config import DataSettings, RunConfig
 from mlx_lora.dataset.batches import padded_length, plan_epoch
 from mlx_lora.dataset.examples import ChatTokenizer, Example, ExampleSet, build_examples
 from mlx_lora.dataset.groups import training_groups
-from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.record import Record, folded
 from mlx_lora.dataset.records import joined_faults
 from mlx_lora.dataset.replay import replay_rows
 from mlx_lora.dataset.splits import DataSplits
@@ -131,7 +131,7 @@ def inspect_splits(
         padding_share=_padding_share(lengths, plan),
         faults=faults,
         hints=hints,
-        warnings=_warnings(reports, overlaps, contradictions),
+        warnings=[*splits.notes, *_warnings(reports, overlaps, contradictions)],
     )
 
 
@@ -194,17 +194,18 @@ def _whole_key(record: Record) -> str:
 def _prompt_key(record: Record) -> str:
     """What is asked, without case, spacing and system messages; a plain text asks itself."""
     if record.text is not None:
-        return _folded(record.text)
+        return folded(record.text)
     turns = [message for message in record.messages[:-1] if message["role"] not in ("system", "developer")]
-    return json.dumps([[turn["role"], _folded(turn["content"])] for turn in turns])
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.split()).casefold()
+    return json.dumps([[turn["role"], folded(turn["content"])] for turn in turns])
 
 
 def _overlap(train: Sequence[Record], other: Sequence[Record]) -> int:
-    return len({_prompt_key(record) for record in train} & {_prompt_key(record) for record in other})
+    return len(_asked_keys(train) & _asked_keys(other))
+
+
+def _asked_keys(records: Sequence[Record]) -> set[str]:
+    """Every question that is answered, those of earlier turns too: they are trained and validated as the last ones."""
+    return {key for record in records for key in record.asked_keys}
 
 
 def _contradictions(records: Sequence[Record]) -> list[Contradiction]:
@@ -216,8 +217,8 @@ def _contradictions(records: Sequence[Record]) -> list[Contradiction]:
             continue
         key = _prompt_key(record)
         other = first.setdefault(key, record)
-        accepted = {_folded(answer) for answer in other.answers}
-        if key not in found and accepted.isdisjoint(_folded(answer) for answer in record.answers):
+        accepted = {folded(answer) for answer in other.answers}
+        if key not in found and accepted.isdisjoint(folded(answer) for answer in record.answers):
             found[key] = Contradiction(
                 record.question, (other.answers[0], record.answers[0]), (other.place, record.place)
             )

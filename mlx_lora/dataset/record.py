@@ -1,5 +1,6 @@
 """One row of a data set, whatever its format was. Knows nothing of files, tokenizers or MLX."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,4 +33,32 @@ class Record:
     @property
     def question_key(self) -> str:
         """The question without case and spacing: equal keys are the same question."""
-        return " ".join(self.question.split()).casefold()
+        return folded(self.question)
+
+    @property
+    def asked_keys(self) -> tuple[str, ...]:
+        """What every answer of the row answers, so that equal keys are the same question after the same conversation.
+
+        Without case, spacing and system messages; what a conversation begins with is a key as its question_key is.
+        """
+        if self.text is not None:
+            return (self.question_key,)
+        keys: list[str] = []
+        said: str | None = None
+        for message in self.messages:
+            if message["role"] == "assistant" and said is not None:
+                keys.append(said)
+            if message["role"] not in ("system", "developer"):
+                turn = folded(str(message["content"]))
+                # A digest, so that a conversation of many turns is not held once for each of them.
+                said = turn if said is None else _digest(f"{said}\n{turn}")
+        return tuple(keys)
+
+
+def folded(text: str) -> str:
+    """`text` without case and spacing."""
+    return " ".join(text.split()).casefold()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -18,6 +18,7 @@ class DataSplits:
     train: list[Record]
     valid: list[Record]
     test: list[Record]
+    notes: tuple[str, ...] = ()  # on how many rows were held out, where that is not as data.valid_share says
 
 
 def load_splits(settings: DataSettings, seed: int) -> DataSplits:
@@ -29,23 +30,56 @@ def load_splits(settings: DataSettings, seed: int) -> DataSplits:
     train = read_records(settings.train, "train")
     valid = read_records(settings.valid, "valid") if settings.valid else read_split_if_present(settings.train, "valid")
     test = read_records(settings.test, "test") if settings.test else read_split_if_present(settings.train, "test")
-    if valid is None:
-        train, valid = split_by_question(train, settings.valid_share, seed)
-    return DataSplits(train, valid, test or [])
+    if valid is not None:
+        return DataSplits(train, valid, test or [])
+    rest, held = split_by_question(train, settings.valid_share, seed)
+    return DataSplits(rest, held, test or [], _notes(train, held, settings.valid_share))
+
+
+def _notes(records: Sequence[Record], held: Sequence[Record], share: float) -> tuple[str, ...]:
+    """What to say where less than half or more than double of the rows asked for are held out, or none at all."""
+    wanted = max(1.0, share * len(records))
+    if share == 0 or len(records) == 1 or (held and wanted / 2 <= len(held) <= 2 * wanted):
+        return ()
+    count = len(set(_families(records)))
+    questions = "one question" if count == 1 else f"{count} questions"
+    return (
+        f"data.valid_share: {len(held)} of {len(records)} rows are held out, not {wanted:.0f}: they ask {questions}, "
+        "and rows that share one stay together; data.valid names rows of your own",
+    )
 
 
 def split_by_question(records: Sequence[Record], share: float, seed: int) -> tuple[list[Record], list[Record]]:
     """(training, held out) rows in their order: no question is in both, and at least one question stays in training.
 
-    A positive share of two questions or more holds out at least one.
+    Of a conversation every question counts that it answers, so its rows of one turn more each stay together. A positive
+    share of two questions or more holds out at least one, where no conversation links them.
     """
-    questions = {record.question_key for record in records}
+    families = _families(records)
     # By hash, not by shuffle: a row added later does not move the others between the splits.
-    ordered = sorted(questions, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
+    ordered = sorted(set(families), key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
     wanted = max(1, round(share * len(ordered))) if share > 0 else 0
     held = set(ordered[: min(wanted, len(ordered) - 1)])
-    train = [record for record in records if record.question_key not in held]
-    return train, [record for record in records if record.question_key in held]
+    train = [record for record, family in zip(records, families, strict=True) if family not in held]
+    return train, [record for record, family in zip(records, families, strict=True) if family in held]
+
+
+def _families(records: Sequence[Record]) -> list[str]:
+    """For each row the least of the questions that it shares with others, or they with others again."""
+    parent: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while parent.setdefault(key, key) != key:
+            parent[key] = parent[parent[key]]
+            key = parent[key]
+        return key
+
+    asked = [record.asked_keys for record in records]
+    for first, *others in asked:
+        for key in others:
+            least, greater = sorted((root(first), root(key)))
+            parent[greater] = least
+    return [root(first) for first, *_ in asked]
 
 
 def row_formats(records: Sequence[Record]) -> list[str]:

@@ -149,6 +149,18 @@ def test_questions_in_training_and_in_another_split_are_counted() -> None:
     assert inspection.warnings == ["train/valid: 1 questions in both: the scores will look better than they are"]
 
 
+def test_a_question_of_an_earlier_turn_is_in_training_too() -> None:
+    """Found in session 10: a held-out row whose conversation a longer training row holds was not counted."""
+    longer, other = chat("Q1", "A1", "Q2", "A2"), chat("Q2", "A2")
+    assert inspected([longer], [chat("q1", "A1"), other], [longer]).overlaps == {"train/valid": 1, "train/test": 2}
+
+
+def test_what_is_held_out_otherwise_than_asked_is_a_warning() -> None:
+    splits = DataSplits([asked("Q", "A")], [], [], ("data.valid_share: 0 of 1",))
+    built = build_split_examples(splits, TOKENIZER, configuration().data)
+    assert inspect_splits(splits, built, TOKENIZER.eos_ids, configuration()).warnings == ["data.valid_share: 0 of 1"]
+
+
 def test_everything_is_json() -> None:
     values = inspected([asked("Q", "A"), asked("Q", "B")]).as_dict()
     assert json.loads(json.dumps(values)) == values

@@ -1,7 +1,9 @@
 """Held-out rows share no question with the training rows, and the split hangs on the seed and the questions alone."""
 
+from hashlib import sha256
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -44,6 +46,57 @@ def test_equal_questions_in_other_case_and_spacing_stay_together() -> None:
     assert sorted((len(train), len(valid))) == [1, 2]
 
 
+def conversation(*turns: str) -> Record:
+    messages = [{"role": ("user", "assistant")[number % 2], "content": turn} for number, turn in enumerate(turns)]
+    return record_from_row({"messages": messages}, "f.jsonl:1")
+
+
+def test_rows_of_one_conversation_stay_together() -> None:
+    """Found in session 10: a row of one turn was held out while a longer row of the same conversation trained it."""
+    rows = [
+        conversation(*[f"{turn} of {number}" for turn in ("Q1", "A1", "Q2", "A2", "Q3", "A3")][:length])
+        for number in range(20)
+        for length in (2, 4, 6)
+    ]
+    rows += [record(f"q1  of {number}", "A1 of it") for number in range(20)]
+    for seed in range(5):
+        train, valid = split_by_question(rows, 0.25, seed)
+        assert (len(train), len(valid)) == (60, 20)
+        assert not {key for row in train for key in row.asked_keys} & {key for row in valid for key in row.asked_keys}
+        assert split_by_question(rows[::-1], 0.25, seed) == (train[::-1], valid[::-1])
+
+
+def test_equal_last_turns_of_different_conversations_may_part() -> None:
+    rows = [conversation(f"Q{number}", "A", "Go on.", "B") for number in range(10)]
+    train, valid = split_by_question(rows, 0.3, 0)
+    assert (len(train), len(valid)) == (7, 3)
+
+
+def test_single_questions_are_held_out_as_ever() -> None:
+    """The rows that adapters were not trained on are found again by this split."""
+    rows = [record(f"Question {number}?") for number in range(20)]
+    _, valid = split_by_question(rows, 0.25, 3)
+    keys = sorted((row.question_key for row in rows), key=lambda key: sha256(f"3/{key}".encode()).digest())
+    assert {row.question_key for row in valid} == set(keys[:5])
+
+
+@pytest.mark.parametrize(
+    ("questions", "held", "asked"),
+    [(1, 0, "one question"), (3, 20, "3 questions"), (2, 30, "2 questions")],
+)
+def test_rows_that_ask_too_little_to_be_held_out_as_asked_are_said(
+    tmp_path: Path, questions: int, held: int, asked: str
+) -> None:
+    """Found in session 10: rows that all say `Sum it up.` to their own system text were never validated, unsaid."""
+    file = tmp_path / "rows.csv"
+    rows = "".join(f"Sum it up {number % questions}.,A,Text {number}\n" for number in range(60))
+    file.write_text("question,answer,system\n" + rows)
+    (note,) = load_splits(DataSettings(train=str(file), valid_share=0.1), seed=0).notes
+    assert note.startswith(f"data.valid_share: {held} of 60 rows are held out, not 6: they ask {asked}")
+    assert load_splits(DataSettings(train=str(file), valid_share=0.0), seed=0).notes == ()
+    assert load_splits(DataSettings(train=str(file), valid=str(file)), seed=0).notes == ()
+
+
 def test_another_seed_holds_out_other_questions() -> None:
     rows = [record(f"Question {number}?") for number in range(100)]
     held = {frozenset(row.question for row in split_by_question(rows, 0.1, seed)[1]) for seed in range(5)}
@@ -69,7 +122,7 @@ def test_without_valid_a_share_of_the_questions_is_held_out(tmp_path: Path) -> N
     file = tmp_path / "rows.csv"
     file.write_text("question,answer\n" + "".join(f"Question {number}?,A\n" for number in range(20)))
     splits = load_splits(DataSettings(train=str(file), valid_share=0.25), seed=3)
-    assert (len(splits.train), len(splits.valid), splits.test) == (15, 5, [])
+    assert (len(splits.train), len(splits.valid), splits.test, splits.notes) == (15, 5, [], ())
     assert not load_splits(DataSettings(train=str(file), valid_share=0.0), seed=3).valid
 
 
