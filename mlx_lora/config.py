@@ -171,3 +171,30 @@ class RunConfig(Settings):
     train: TrainSettings = Field(description="The loop.")
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings, description="The update rule.")
     output_dir: Name = Field(description="The adapter folder that this run writes.")
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """The settings that other settings make idle, each as `name: fact`: they were meant to change something."""
+        data, optimizer = self.data, self.optimizer
+        idle = {
+            "data.replay_prompts": (data.replay_prompts is not None and not data.replay, "data.replay is not set"),
+            "data.valid_share": (data.valid is not None and _is_set(data, "valid_share"), "data.valid is given"),
+            "optimizer.weight_decay": (
+                optimizer.name in ("adam", "adafactor") and _is_set(optimizer, "weight_decay"),
+                f"{optimizer.name} has none",
+            ),
+            "optimizer.momentum": (
+                optimizer.name not in ("sgd", "muon") and _is_set(optimizer, "momentum"),
+                f"{optimizer.name} takes none",
+            ),
+            "optimizer.final_ratio": (
+                optimizer.schedule == "constant" and _is_set(optimizer, "final_ratio"),
+                "optimizer.schedule is constant",
+            ),
+        }
+        return tuple(f"{name} has no effect: {reason}" for name, (is_idle, reason) in idle.items() if is_idle)
+
+
+def _is_set(section: Settings, name: str) -> bool:
+    """Whether a setting differs from its default; a run.yaml names all settings, so that naming one tells nothing."""
+    return bool(getattr(section, name) != type(section).model_fields[name].default)

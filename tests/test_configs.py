@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 
+from mlx_lora.config import RunConfig
 from mlx_lora.model.builtin import BUILTIN_MODELS
 from mlx_lora.runfile import load_config
 from mlx_lora.runfile.fields import all_sections, all_settings
@@ -75,3 +76,30 @@ def test_the_order_sentences_are_what_their_script_builds_and_no_order_is_in_two
         assert [json.loads(line) for line in lines] == rows
         for row in rows:
             assert set(json.loads(row["answer"])) == {"item", "size", "quantity", "day"}
+
+
+IDLE = [
+    ({"data": {"replay_prompts": "own.txt"}}, "data.replay_prompts has no effect: data.replay is not set"),
+    ({"data": {"valid": "v.csv", "valid_share": 0.3}}, "data.valid_share has no effect: data.valid is given"),
+    ({"optimizer": {"name": "adam", "weight_decay": 0.1}}, "optimizer.weight_decay has no effect: adam has none"),
+    ({"optimizer": {"name": "adamw", "momentum": 0.5}}, "optimizer.momentum has no effect: adamw takes none"),
+    (
+        {"optimizer": {"schedule": "constant", "final_ratio": 0.1}},
+        "optimizer.final_ratio has no effect: optimizer.schedule is constant",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sections", "said"), IDLE)
+def test_a_setting_that_another_makes_idle_is_said(sections: dict[str, dict[str, object]], said: str) -> None:
+    """Found in session 10: the settings tell their limits, but a run passed over them without a word."""
+    run = {"model": "m", "data": {"train": "t.csv"}, "train": {"steps": 1}, "output_dir": "out"}
+    data = {"train": "t.csv", **sections.get("data", {})}
+    config = RunConfig.model_validate({**run, **sections, "data": data})
+    assert config.without_effect == (said,)
+    assert RunConfig.model_validate(config.model_dump()).without_effect == (said,)
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: path.stem)
+def test_no_setting_of_a_run_file_is_idle(path: Path) -> None:
+    assert load_config(path).without_effect == ()

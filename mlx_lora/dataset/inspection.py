@@ -131,7 +131,7 @@ def inspect_splits(
         padding_share=_padding_share(lengths, plan),
         faults=faults,
         hints=hints,
-        warnings=[*splits.notes, *_warnings(reports, overlaps, contradictions)],
+        warnings=[*config.without_effect, *splits.notes, *_warnings(reports, overlaps, contradictions)],
     )
 
 

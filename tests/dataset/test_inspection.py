@@ -155,6 +155,11 @@ def test_a_question_of_an_earlier_turn_is_in_training_too() -> None:
     assert inspected([longer], [chat("q1", "A1"), other], [longer]).overlaps == {"train/valid": 1, "train/test": 2}
 
 
+def test_a_setting_without_effect_is_a_warning() -> None:
+    warnings = inspected([asked("Q", "A")], replay_prompts="own.txt").warnings
+    assert warnings == ["data.replay_prompts has no effect: data.replay is not set"]
+
+
 def test_what_is_held_out_otherwise_than_asked_is_a_warning() -> None:
     splits = DataSplits([asked("Q", "A")], [], [], ("data.valid_share: 0 of 1",))
     built = build_split_examples(splits, TOKENIZER, configuration().data)
