@@ -234,7 +234,11 @@ OVERRIDE_FAULTS = [
         "--set data.system_prompt: '#1 in all things' is a comment to YAML, and would be dropped",
         "quotes of its own keep a text whole: --set 'data.system_prompt=\"#1 in all things\"'",
     ),
-    ("lora.target_modules=[q_proj] # two", "--set lora.target_modules: '# two' is a comment to YAML", "quotes of its own"),
+    (
+        "lora.target_modules=[q_proj] # two",
+        "--set lora.target_modules: '# two' is a comment to YAML",
+        "quotes of its own",
+    ),
     ("optimizer={name: sgd, name: adam}", "--set optimizer: optimizer.name is given twice", "keep one"),
     ("lora.rank", "--set lora.rank: expected setting=value", "for example --set lora.rank=8"),
     ("=8", "--set =8: expected setting=value", "for example"),

@@ -14,7 +14,6 @@ from mlx_lora.dataset.values import (
     kind_of,
     quoted,
     refuse_untypable,
-    shown,
     text_of,
 )
 
@@ -147,7 +146,7 @@ def spoken(turn: Any, number: int) -> Any:
 
 
 def system_of(row: Row, messages: tuple[Message, ...] = ()) -> tuple[Message, ...]:
-    """The row's own system prompt as a message, where it has one that `messages` do not begin with. Raises: RowError."""
+    """The row's own system prompt as a message, where `messages` do not begin with it already. Raises: RowError."""
     if not row.get("system"):
         return ()
     text = text_of(row, "system")
@@ -161,10 +160,14 @@ def system_of(row: Row, messages: tuple[Message, ...] = ()) -> tuple[Message, ..
 def earlier_exchanges(row: Row) -> tuple[Message, ...]:
     """The pairs of question and answer under `history`, as LLaMA-Factory's Alpaca rows have them. Raises: RowError."""
     pairs = row.get("history") or ()
-    if not isinstance(pairs, list | tuple) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+    if not isinstance(pairs, list | tuple) or not all(
+        isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs
+    ):
         hint = 'such as "history": [["Who won?", "Ann"]]; rename a key that means something else'
         raise RowError('"history" is no list of pairs of question and answer', hint)
-    turns = [exchange(text_of({"history": asked}, "history"), text_of({"history": said}, "history")) for asked, said in pairs]
+    turns = [
+        exchange(text_of({"history": asked}, "history"), text_of({"history": said}, "history")) for asked, said in pairs
+    ]
     return tuple(message for turn in turns for message in turn)
 
 

@@ -129,8 +129,9 @@ class TestPrefixes:
     def test_contents_that_the_template_writes_otherwise_are_not_said_to_be_left_out(self) -> None:
         tokenizer = tokenizer_of("smollm2")
         tokenizer.chat_template = (
-            "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | tojson if m.role == 'user' else m.content }}"
-            "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+            "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+            "{{ m.content | tojson if m.role == 'user' else m.content }}<|im_end|>\n{% endfor %}"
+            "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         )
         assert example_of(chat('Who is "Ann"?', "I."), tokenizer).note is None
 
