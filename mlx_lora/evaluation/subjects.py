@@ -71,8 +71,7 @@ class Source:
 
     def is_training_data_of(self, subject: Subject) -> bool:
         """Whether these are the very rows that the adapter was trained on, or those and what its run held out."""
-        hashes = subject.adapter.facts.get("data_sha256")
-        trained = hashes.get("train") if isinstance(hashes, dict) else None
+        trained = _data_sha256(subject, "train")
         if trained is None or self.held_out or subject.run is None:
             return trained is not None and trained == self.sha256
         taught, _ = split_by_question(self.every, subject.run.data.valid_share, subject.run.train.seed)
@@ -86,6 +85,7 @@ class Chosen:
     path: str
     split: str
     held_out: tuple[float, int] | None = None
+    held_sha256: str | None = None  # of the rows that the run held out, where its adapter says
 
 
 def choose_sources(subjects: Sequence[Subject], data: Sequence[str]) -> list[Chosen]:
@@ -102,7 +102,7 @@ def choose_sources(subjects: Sequence[Subject], data: Sequence[str]) -> list[Cho
     for subject in subjects:
         if subject.run is None:
             raise DataError(f"{subject.label}: no run.yaml says what to ask", remedy)
-        chosen = _untrained_rows(subject.run)
+        chosen = _untrained_rows(subject.run, _data_sha256(subject, "valid"))
         if chosen is None:
             fact = "data.test and data.valid are null, and data.valid_share is 0"
             raise DataError(f"{subject.folder / 'run.yaml'}: {fact}", remedy)
@@ -110,7 +110,7 @@ def choose_sources(subjects: Sequence[Subject], data: Sequence[str]) -> list[Cho
     return list(found)
 
 
-def _untrained_rows(run: RunConfig) -> Chosen | None:
+def _untrained_rows(run: RunConfig, held_sha256: str | None) -> Chosen | None:
     """What load_splits had: test rows before validation rows, named before found, found before held out."""
     data = run.data
     for split, named in (("test", data.test), ("valid", data.valid)):
@@ -120,7 +120,14 @@ def _untrained_rows(run: RunConfig) -> Chosen | None:
         wanted = data.valid is None or typed_path(data.train).is_dir()
         if wanted and read_split_if_present(data.train, split) is not None:
             return Chosen(data.train, split)
-    return Chosen(data.train, "train", (data.valid_share, run.train.seed)) if data.valid_share > 0 else None
+    if data.valid_share == 0:
+        return None
+    return Chosen(data.train, "train", (data.valid_share, run.train.seed), held_sha256)
+
+
+def _data_sha256(subject: Subject, split: str) -> str | None:
+    hashes = subject.adapter.facts.get("data_sha256")
+    return hashes.get(split) if isinstance(hashes, dict) else None
 
 
 def read_sources(chosen: Sequence[Chosen], limit: int | None) -> list[Source]:
@@ -135,13 +142,17 @@ def read_sources(chosen: Sequence[Chosen], limit: int | None) -> list[Source]:
 
 def read_source(chosen: Chosen, limit: int | None) -> Source:
     """Read a data set; at most `limit` rows of it are asked, evenly spread. Raises: DataError."""
+    remedy = "name the questions with --data FILE"
     records = read_records(chosen.path, chosen.split)
     name = data_name(chosen.path, chosen.split)
     if chosen.held_out is not None:
         _, records = split_by_question(records, *chosen.held_out)
         name += "-held-out"
         if not records:
-            raise DataError(f"{chosen.path}: no row was held out", "name the questions with --data FILE")
+            raise DataError(f"{chosen.path}: no row was held out", remedy)
+        if chosen.held_sha256 not in (None, records_sha256(records)):
+            fact = "has changed since the run, or is split otherwise by this version: what it held out is not known"
+            raise DataError(f"{chosen.path}: {fact}", remedy)
     _refuse_mixture(records)
     rows, held_out = spread_rows(records, limit), chosen.held_out is not None
     return Source(name, chosen.path, records_sha256(records), len(records), rows, held_out, records)

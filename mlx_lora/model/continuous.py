@@ -175,7 +175,7 @@ def refuse_unjoinable(model: nn.Module) -> None:
     if kinds:
         family = getattr(model, "model_type", type(model).__name__)
         raise ModelError(
-            f"{family} models cannot be served: mlx-lm cannot put their caches ({', '.join(sorted(kinds))}) into a batch",
+            f"{family} models cannot be served: mlx-lm cannot batch their caches ({', '.join(sorted(kinds))})",
             "`mlx-lora chat` and `mlx-lora eval` answer with them",
         )
 

@@ -127,6 +127,18 @@ def test_a_run_is_asked_what_it_was_not_trained_on(
     assert not source.is_training_data_of(subject)
 
 
+def test_rows_that_the_run_did_not_hold_out_are_not_asked_as_such(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "train.jsonl", 20)
+    subject = subject_of(tmp_path, {"train": str(file)})
+    held = load_splits(subject.run.data, subject.run.train.seed).valid
+    subject.adapter.facts["data_sha256"]["valid"] = records_sha256(held)
+    (source,) = read_sources(choose_sources([subject], []), None)
+    assert source.records == held
+    write_rows(file, 25)
+    with pytest.raises(DataError, match="changed since the run"):
+        read_sources(choose_sources([subject], []), None)
+
+
 def test_a_run_without_any_other_rows_must_be_told_what_to_ask(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "train.jsonl", 5)
     with pytest.raises(DataError, match=r"data\.test and data\.valid are null, and data\.valid_share is 0"):

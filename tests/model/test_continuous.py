@@ -3,10 +3,9 @@
 import random
 
 import pytest
-
-import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
 from mlx_lm.models.cache import ChunkedKVCache
 
+import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
 from mlx_lora.errors import ModelError
 from mlx_lora.model.continuous import ContinuousBatch, batches_rows, refuse_unjoinable
 from mlx_lora.model.stream import make_sampler, stream_answer
