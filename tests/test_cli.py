@@ -99,6 +99,27 @@ def test_every_command_argument_and_option_says_what_it_is_for() -> None:
     assert silent == []
 
 
+def test_the_help_says_wherever_an_adapter_may_be_given_by_its_name() -> None:
+    silent = []
+    for words in command_paths():
+        command = typer.main.get_command(app)
+        for word in words:
+            assert isinstance(command, typer.core.TyperGroup)
+            command = command.commands[word]
+        named = [one for one in command.params if one.name in ("adapter", "adapters", "runs", "first")]
+        silent += [words for one in named if not re.search("names? under adapters/", getattr(one, "help", None) or "")]
+    assert silent == []
+
+
+def test_a_folder_of_adapters_is_listed_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shows").mkdir()
+    assert CliRunner().invoke(app, ["adapters", "shows"]).exit_code == 0
+    missing = CliRunner().invoke(app, ["adapters", "elsewhere/models"]).exception
+    assert isinstance(missing, MlxLoraError)
+    assert missing.message == "elsewhere/models: no such folder"
+
+
 def test_the_module_prints_its_version() -> None:
     run = run_program("--version")
     assert (run.returncode, run.stdout, run.stderr) == (0, f"mlx-lora {__version__}\n", "")
@@ -122,6 +143,10 @@ def test_without_a_command_the_help_is_shown() -> None:
         (["eval", "adapter", "--fail-under", "95"], "--fail-under"),
         (["chat", "--temperature", "warm"], "--temperature"),
         (["config", "show"], "CONFIG"),
+        (["adapters", "shwo"], "Did you mean 'show'?"),
+        (["adapters", "remove", "first"], "No such command 'remove'"),
+        (["eval", "adapter", "--seed", str(2**64)], "--seed"),  # MLX has no such key: a traceback, after the load
+        (["adapters", "merge", "a", "b", "-o", "both", "--method", "dare", "--seed", str(2**64)], "--seed"),
     ],
 )
 def test_a_usage_error_gives_exit_code_2_and_names_what_is_wrong(arguments: list[str], fact: str) -> None:
