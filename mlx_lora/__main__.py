@@ -6,10 +6,14 @@ import sys
 
 def main() -> None:
     """Run the command line; a user's error is printed as place, fact and remedy, exit code 1."""
-    from mlx_lora.cli import app
-    from mlx_lora.console import print_error
-    from mlx_lora.errors import MlxLoraError
-
+    try:
+        from mlx_lora.cli import app
+        from mlx_lora.console import prepare_streams, print_error
+        from mlx_lora.errors import MlxLoraError
+    except KeyboardInterrupt:
+        sys.exit(130)
+    if sys.stdout is sys.__stdout__:  # not where somebody has put another there
+        prepare_streams()
     try:
         try:
             app()

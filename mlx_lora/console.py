@@ -1,5 +1,6 @@
-"""What a person sees: talk on stderr, colour as decoration. Knows nothing of MLX."""
+"""What a person sees: talk on stderr, colour as decoration; and the streams themselves. Knows nothing of MLX."""
 
+import io
 import os
 import sys
 from contextlib import suppress
@@ -45,6 +46,40 @@ class _Stderr:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+class _Stdout(io.FileIO):
+    """Descriptor 1. What cannot be written is a user's error, once; a reader that has gone stays a BrokenPipeError."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # what is left in buffers is flushed into nothing
+            raise MlxLoraError(
+                f"stdout: {os.strerror(error.errno or 0)}", "send the output to another place: > FILE, or a pipe"
+            ) from error
+
+
+def prepare_streams() -> None:
+    """Make the standard streams such that a closed one, a full disk or an old locale leaves no traceback.
+
+    A stream that was closed (`>&-`) gets a stand-in under its own descriptor, which no file can then take: stdin is at
+    its end, stdout fails where something is written to it, stderr takes all. A pipe or file gets UTF-8, as all our
+    files are; a terminal that has no sign for a character gets its number.
+    """
+    for name, access, mode in (("stdin", os.O_RDONLY, "r"), ("stdout", os.O_RDONLY, "w"), ("stderr", os.O_WRONLY, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, access), mode, encoding="utf-8"))
+    stdout = cast(io.TextIOWrapper, sys.stdout)
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(stdout.fileno(), "w", closefd=False)),
+        encoding=stdout.encoding if stdout.isatty() else "utf-8",
+        errors="backslashreplace",
+        line_buffering=stdout.line_buffering or stdout.write_through,  # as PYTHONUNBUFFERED has it
+    )
 
 
 talk = Console(file=cast(IO[str], _Stderr()), highlight=False, emoji=False)

@@ -12,10 +12,11 @@ from mlx_lora.chat.sampling import Sampling
 from mlx_lora.chat.voice import DEFAULT_MODEL, Voice
 from mlx_lora.dataset.formats import RowError, record_from_row
 from mlx_lora.dataset.record import Message
-from mlx_lora.errors import DataError, MlxLoraError
+from mlx_lora.errors import DataError, MlxLoraError, ModelError
 from mlx_lora.files import typed_path
 from mlx_lora.model.load import load_base
 
+_COMPUTE = ("auto", "quantized", "float32", "float16", "bfloat16")  # as in a run file
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or messages {"role": …, "content": …}
 
 
@@ -52,7 +53,12 @@ class LoraModel:
 
     @classmethod
     def load(cls, base: str = DEFAULT_MODEL, *, revision: str | None = None, compute: str = "auto") -> "LoraModel":
-        """Load a base: a built-in name, a folder or a Hub id. compute: as in a run file. Raises: ModelError."""
+        """Load a base: a built-in name, a folder, a llama's .gguf file or a Hub id. compute: as in a run file.
+
+        Raises: ModelError.
+        """
+        if compute not in _COMPUTE:
+            raise ModelError(f"compute: there is no {compute}", f"one of {', '.join(_COMPUTE)}")
         return cls(Voice(load_base(base, revision=revision, compute=compute)))
 
     @property

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, TypeVar
 
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mlx_lora.console import talk
@@ -140,7 +141,7 @@ class RowsBar:
     def show(self, done: int, total: int) -> None:
         """Show `done` of `total` rows."""
         if self._task is None:
-            self._task = self._bar.add_task(self._name, total=total)
+            self._task = self._bar.add_task(escape(self._name), total=total)
         self._bar.update(self._task, completed=done)
         if not talk.is_terminal and done < total and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()

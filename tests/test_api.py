@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -13,7 +13,7 @@ import mlx_lora
 from mlx_lora import LoraModel, MlxLoraError, RunConfig, train
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.chat.voice import load_voice
-from mlx_lora.errors import AdapterError, DataError
+from mlx_lora.errors import AdapterError, DataError, ModelError
 from mlx_lora.lora.inject import remove_lora
 from mlx_lora.model.load import load_base
 from tests.chat.test_voice import write_adapter
@@ -71,10 +71,12 @@ def test_the_code_on_the_page_runs(
 def test_importing_the_package_loads_neither_mlx_nor_transformers_and_names_are_found_when_asked_for() -> None:
     code = (
         "import sys, mlx_lora; heavy = {'mlx', 'mlx_lm', 'transformers', 'pydantic', 'typer', 'rich'};"
-        "print(sorted(heavy & set(sys.modules))); mlx_lora.RunConfig; print(sorted(heavy & set(sys.modules)))"
+        "print(sorted(heavy & set(sys.modules))); mlx_lora.RunConfig; print(sorted(heavy & set(sys.modules)));"
+        "mlx_lora.load_config, mlx_lora.train; print('mlx' in sys.modules);"
+        "mlx_lora.LoraModel; print('mlx' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["[]", "['pydantic']"]
+    assert run.stdout.splitlines() == ["[]", "['pydantic']", "False", "True"]
 
 
 def test_every_name_that_is_offered_is_there_and_no_other() -> None:
@@ -147,6 +149,14 @@ def test_what_cannot_be_asked_is_refused_before_the_model_runs(model: LoraModel,
         model.generate(asked)
     with pytest.raises(MlxLoraError, match="temperature is -1"):
         model.generate("Who?", temperature=-1.0)
+
+
+def test_a_type_to_compute_in_that_there_is_not_is_refused_before_the_base_is_looked_for() -> None:
+    with pytest.raises(ModelError) as caught:
+        LoraModel.load("no/such-base", compute="fp16")
+    assert caught.value.message == "compute: there is no fp16"
+    kinds = get_args(RunConfig.model_fields["compute"].annotation)
+    assert caught.value.hint == f"one of {', '.join(kinds)}"
 
 
 def test_names_are_checked_and_removing_who_answers_leaves_the_base(model: LoraModel) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,27 @@ def test_every_command_argument_and_option_says_what_it_is_for() -> None:
     assert silent == []
 
 
+def test_the_help_says_wherever_an_adapter_may_be_given_by_its_name() -> None:
+    silent = []
+    for words in command_paths():
+        command = typer.main.get_command(app)
+        for word in words:
+            assert isinstance(command, typer.core.TyperGroup)
+            command = command.commands[word]
+        named = [one for one in command.params if one.name in ("adapter", "adapters", "runs", "first")]
+        silent += [words for one in named if not re.search("names? under adapters/", getattr(one, "help", None) or "")]
+    assert silent == []
+
+
+def test_a_folder_of_adapters_is_listed_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shows").mkdir()
+    assert CliRunner().invoke(app, ["adapters", "shows"]).exit_code == 0
+    missing = CliRunner().invoke(app, ["adapters", "elsewhere/models"]).exception
+    assert isinstance(missing, MlxLoraError)
+    assert missing.message == "elsewhere/models: no such folder"
+
+
 def test_the_module_prints_its_version() -> None:
     run = run_program("--version")
     assert (run.returncode, run.stdout, run.stderr) == (0, f"mlx-lora {__version__}\n", "")
@@ -122,6 +145,10 @@ def test_without_a_command_the_help_is_shown() -> None:
         (["eval", "adapter", "--fail-under", "95"], "--fail-under"),
         (["chat", "--temperature", "warm"], "--temperature"),
         (["config", "show"], "CONFIG"),
+        (["adapters", "shwo"], "Did you mean 'show'?"),
+        (["adapters", "remove", "first"], "No such command 'remove'"),
+        (["eval", "adapter", "--seed", str(2**64)], "--seed"),  # MLX has no such key: a traceback, after the load
+        (["adapters", "merge", "a", "b", "-o", "both", "--method", "dare", "--seed", str(2**64)], "--seed"),
     ],
 )
 def test_a_usage_error_gives_exit_code_2_and_names_what_is_wrong(arguments: list[str], fact: str) -> None:
@@ -238,6 +265,75 @@ def test_a_reader_of_stdout_that_has_left_ends_the_program_quietly(arguments: li
     run = run_without_reader(*arguments, cwd=run_file.parent)
     assert run.stderr == ""
     assert run.returncode in (1, 141)
+
+
+class Interrupted:
+    """A module whose import was interrupted."""
+
+    def __getattr__(self, name: str) -> object:
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_program_is_still_imported_gives_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mlx_lora.cli", Interrupted())  # type: ignore[misc]
+    with pytest.raises(SystemExit) as end:
+        __main__.main()
+    assert end.value.code == 130
+
+
+# Longer than Python's buffer, shorter, and printed by Typer.
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("arguments", [["config", "schema"], ["config", "show", "run.yaml"], ["--version"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_stdout_is_an_error_of_one_line(
+    arguments: list[str], unbuffered: str, run_file: Path
+) -> None:
+    command = [sys.executable, "-m", "mlx_lora", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        run = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=run_file.parent, env=environment
+        )
+    assert (run.returncode, run.stderr.splitlines()[0]) == (1, "error: stdout: No space left on device")
+    assert [line.partition(":")[0] for line in run.stderr.splitlines()] == ["error", "hint"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code", "said"),
+    [
+        (["config", "show", "run.yaml"], ">&-", 1, "error: stdout: Bad file descriptor"),
+        (["init", "new"], ">&-", 0, "wrote new/run.yaml"),  # has nothing to say there
+        (["init", "new"], "2>&-", 0, ""),
+        (["config", "show", "none.yaml"], "2>&-", 1, ""),
+        (["chat"], "<&-", 1, "error: stdin: no question in it"),
+    ],
+)
+def test_a_stream_that_was_closed_is_missed_only_by_those_who_need_it(
+    arguments: list[str], closed: str, code: int, said: str, run_file: Path
+) -> None:
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-m", "mlx_lora", *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=run_file.parent)
+    assert (run.returncode, (run.stderr.splitlines() or [""])[0]) == (code, said)
+    assert "Traceback" not in run.stdout + run.stderr
+    assert (run_file.parent / "new" / "run.yaml").is_file() == (arguments[0] == "init")
+
+
+def test_a_pipe_gets_utf_8_and_a_terminal_what_it_can_show(run_file: Path) -> None:
+    piped = run_program("config", "show", "run.yaml", cwd=run_file.parent, PYTHONIOENCODING="ascii")
+    assert (piped.returncode, piped.stderr) == (0, "")
+    assert "update B·A." in piped.stdout
+    leading, following = pty.openpty()
+    command = [sys.executable, "-m", "mlx_lora", "config", "show", "run.yaml"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    shown = subprocess.Popen(command, stdout=following, cwd=run_file.parent, env=environment)
+    os.close(following)
+    pieces = []
+    with suppress(OSError):  # what Linux says where the other side has gone
+        while piece := os.read(leading, 4096):
+            pieces.append(piece)
+    os.close(leading)
+    assert shown.wait() == 0
+    assert b"update B\\xb7A." in b"".join(pieces)
 
 
 def test_without_a_terminal_errors_carry_no_colour(tmp_path: Path) -> None:

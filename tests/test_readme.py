@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import typer.core
 import typer.main
+from typer.testing import CliRunner
 
 from mlx_lora.cli import app
 from mlx_lora.runfile import load_config
@@ -100,6 +101,14 @@ def test_every_run_file_in_the_readme_loads_and_its_data_is_there(tmp_path: Path
         config = load_config(path)
         for source in (config.data.train, config.data.valid, config.data.test):
             assert source is None or (ROOT / source).is_file()
+
+
+def test_what_push_would_send_is_what_the_readme_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    run = CliRunner().invoke(app, ["push", "stanley-cup-modern", "anna/stanley-cup", "--dry-run"])
+    assert run.exit_code == 0
+    assert run.stderr.splitlines()[0] == "anna/stanley-cup (private) would get:"
+    assert "".join(f"    {line}\n" for line in run.stderr.splitlines()) in read("README.md")
 
 
 def test_the_messages_that_the_pages_explain_are_those_of_the_program() -> None:

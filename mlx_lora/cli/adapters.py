@@ -1,29 +1,36 @@
 """The command line of `mlx-lora adapters`, push and pull: options to typed parameters of the recipes in commands/."""
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
-from mlx_lora.cli.options import JsonOutput
+from mlx_lora.cli.options import LARGEST_SEED, Adapter, JsonOutput
 
 
 class AdapterCommands(TyperGroup):
-    """The subcommands; anything else that is typed first is the folder to list."""
+    """The subcommands; anything else that is typed first is the folder to list, unless it is a misspelled one."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Put `list` before what names no subcommand."""
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+        """Put `list` before options and before a folder."""
+        if not args or (args[0] not in ctx.help_option_names and self._is_listing(args)):
             args = ["list", *args]
         return super().parse_args(ctx, args)
+
+    def _is_listing(self, args: list[str]) -> bool:
+        first, *others = args
+        if first in self.commands:
+            return False
+        if first.startswith("-") or Path(first).exists():
+            return True
+        return all(word.startswith("-") for word in others) and not get_close_matches(first, self.commands)
 
 
 adapters_app = typer.Typer(
     cls=AdapterCommands, help="The adapters in a folder: list, show, compare, merge and remove them."
 )
-
-Adapter = Annotated[str, typer.Argument(help="An adapter folder, or a name under adapters/.", show_default=False)]
 
 
 @adapters_app.command("list")
@@ -86,7 +93,7 @@ def merge_adapters(
         float | None,
         typer.Option(help="Share of the entries that stay: ties 0.2, dare 0.5 otherwise.", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the entries that dare drops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of the entries that dare drops.")] = 0,
     json_output: JsonOutput = False,
 ) -> None:
     """Merge adapters of one base into one adapter, and say what that lost."""

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mlx_lora.cli.options import JsonOutput, ModelName, Revision
+from mlx_lora.cli.options import Adapter, JsonOutput, ModelName, Revision
 
 
 class Format(StrEnum):
@@ -26,7 +26,7 @@ class WeightType(StrEnum):
 
 
 def export(
-    adapter: Annotated[Path, typer.Argument(help="The adapter folder.", show_default=False)],
+    adapter: Adapter,
     to: Annotated[
         Format,
         typer.Option(
@@ -65,7 +65,7 @@ def export(
         raise typer.BadParameter("--type goes with a whole model: an adapter by itself is not rounded")
     raise typer.Exit(
         run_export(
-            adapter,
+            Path(adapter),
             output,
             to=to.value,
             model=model,

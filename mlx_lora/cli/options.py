@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+LARGEST_SEED = 2**32 - 1  # as of train.seed
+Adapter = Annotated[str, typer.Argument(help="An adapter folder, or a name under adapters/.", show_default=False)]
 RunFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="The run file (YAML).", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as lora.rank=8.")

@@ -5,22 +5,25 @@ from typing import Annotated
 
 import typer
 
-from mlx_lora.cli.options import JsonOutput, ModelName, Revision
+from mlx_lora.cli.options import LARGEST_SEED, JsonOutput, ModelName, Revision
 
 
 def evaluate(
     adapters: Annotated[
-        list[Path] | None, typer.Argument(metavar="[ADAPTER]...", help="Adapter folders.", show_default=False)
+        list[Path] | None,
+        typer.Argument(metavar="[ADAPTER]...", help="Adapter folders, or names under adapters/.", show_default=False),
     ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="Questions (.jsonl, .json, .csv, or general-knowledge); the run's test rows otherwise. May be given "
-            "again.",
+            help="Questions: a file (.jsonl, .json, .csv), a folder, a Hugging Face data set, general-knowledge or "
+            "general-knowledge-choices; the run's test rows otherwise. May be given again.",
             show_default=False,
         ),
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Also ask the base, and compare.")] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="Also ask the base, and compare; with --model alone, only it.")
+    ] = False,
     model: ModelName = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask N questions, spread evenly over the data.", show_default=False)
@@ -42,7 +45,7 @@ def evaluate(
         bool, typer.Option("--numbers", help="Let number words and digits, and forms of a date, count as equal.")
     ] = False,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampled answers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Of sampled answers.")] = 0,
     json_output: JsonOutput = False,
     output: Annotated[
         Path | None,
@@ -90,7 +93,12 @@ def report(
 
 def fuse(
     adapters: Annotated[
-        list[Path], typer.Argument(metavar="ADAPTER...", help="Adapter folders; several are added.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="ADAPTER...",
+            help="Adapter folders, or names under adapters/; several are added.",
+            show_default=False,
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model folder to write.", show_default=False)],
     weights: Annotated[
@@ -98,7 +106,9 @@ def fuse(
     ] = None,
     model: ModelName = None,
     revision: Revision = None,
-    bits: Annotated[int | None, typer.Option(help="Quantize touched layers to these bits.", show_default=False)] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Quantize touched layers to these bits, and to no others.", show_default=False)
+    ] = None,
     dequantize: Annotated[bool, typer.Option("--dequantize", help="Write 16-bit weights, not quantized ones.")] = False,
     max_growth: Annotated[
         float, typer.Option(min=1, help="At most so many times the base's size, where bits are chosen by layer.")
@@ -138,11 +148,11 @@ def chat(
         str | None, typer.Option("--prompt", "-p", help="Answer once and leave.", show_default=False)
     ] = None,
     system: Annotated[
-        str | None, typer.Option(help="System prompt in place of the adapter's own.", show_default=False)
+        str | None, typer.Option(help="System prompt in place of the adapter's own; '' for none.", show_default=False)
     ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
     top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this share.")
+        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this share, more than 0.")
     ] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     seed: Annotated[

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from mlx_lora.commands.losscurve import print_loss_curve
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
@@ -18,13 +20,14 @@ def print_header(config: RunConfig, base: "LoadedModel", injection: Any, train_r
     """What is trained, before the first step."""
     lora = config.lora
     share = injection.trainable_parameters / injection.total_parameters
-    talk.print(f"[bold]{base.identity.name}[/]  {base.compute}")
+    talk.print(Text.assemble((base.identity.name, "bold"), f"  {base.compute}"), soft_wrap=True)
     talk.print(
         f"{lora.method} rank {lora.rank}, effective scale {lora.scale:g}, {len(injection.modules)} modules, "
         f"{injection.trainable_parameters / 1e6:.2f} M trainable parameters ({share:.2%})",
         soft_wrap=True,
     )
-    talk.print(f"{train_rows} training rows, {valid_rows} validation rows → {config.output_dir}", markup=False)
+    rows = f"{train_rows} training rows, {valid_rows} validation rows"
+    talk.print(f"{rows} → {config.output_dir}", markup=False, soft_wrap=True)
 
 
 def build_summary(
