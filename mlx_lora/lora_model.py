@@ -173,8 +173,6 @@ def _messages(asked: Asked) -> list[Message]:
     given = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
     row = {"messages": [*given, {"role": "assistant", "content": "…"}]}  # a row ends with its answer
     try:
-        messages = record_from_row(row, "messages").messages[:-1]
+        return list(record_from_row(row, "messages").messages[:-1])
     except RowError as error:
         raise DataError(f"what is asked: {error}", "give a text, or messages with role and content") from error
-    # Templates that do not know the role pass over it in silence.
-    return [{**each, "role": "system"} if each["role"] == "developer" else each for each in messages]

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.config import RunConfig
+from mlx_lora.console import print_error, visible
 from mlx_lora.errors import MlxLoraError
 
 if TYPE_CHECKING:
@@ -44,8 +45,6 @@ def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
 
 
 def _print_unreadable(fault: MlxLoraError, json_output: bool) -> int:
-    from mlx_lora.console import print_error
-
     if json_output:
         hints = [fault.hint] if fault.hint else []
         print(json.dumps({"faults": fault.message.splitlines(), "hints": hints}, ensure_ascii=False, indent=2))
@@ -121,10 +120,11 @@ def _print_row(console: "Console", example: "Example", tokenizer: "ChatTokenizer
     if console.is_terminal and not console.no_color:
         text = Text()
         for piece, trained in trained_segments(example, tokenizer):
-            text.append(piece, style="bold black on green" if trained else "dim")
+            text.append(visible(piece), style="bold black on green" if trained else "dim")
         console.print(text)
     else:
-        console.print(_marked(example, tokenizer))
+        marked = _marked(example, tokenizer)
+        console.print(visible(marked) if console.is_terminal else marked)
 
 
 def _marked(example: "Example", tokenizer: "ChatTokenizer") -> str:

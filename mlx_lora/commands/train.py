@@ -133,7 +133,13 @@ def _run(
             seconds = time.perf_counter() - started
             if metrics:
                 metrics.write("end", {"step": session.progress.step, "ended_by": stopped_by})
-            retention = watch() if metrics and stopped_by != "signal" else None
+            retention = None
+            if metrics and stopped_by != "signal":
+                stop.trained = True
+                try:
+                    retention = watch()
+                except KeyboardInterrupt:
+                    talk.print("train.retention: its questions were left out; the run is whole", markup=False)
             if metrics and retention:
                 metrics.write("retention", {"step": session.progress.step, **retention})
             return build_summary(session, folder, stopped_by, seconds, peak_before, metrics) | {"retention": retention}

@@ -27,13 +27,19 @@ _END = 0  # no signal has this number
 
 @dataclass
 class Stop:
-    """What signals have asked for. Until `training` is set there is no step worth waiting for."""
+    """What signals have asked for. Until `training` is set, and once `trained` is, there is no step to wait for."""
 
     asked: bool = False
     training: bool = False
+    trained: bool = False
     asked_aloud: bool = False
     over: bool = False  # what comes now is mlx.launch, which ends the ranks that are left
     _interrupted: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Whether the first signal waits for the end of a step."""
+        return self.training and not self.trained
 
     def at_once(self) -> None:
         """Raises: KeyboardInterrupt, the first time."""
@@ -46,7 +52,7 @@ class Stop:
 def stop_signals(stop: Stop, group: "Group") -> Iterator[None]:
     """Inside, the first Ctrl-C or SIGTERM asks `stop` for an end after this step; a second one is a KeyboardInterrupt.
 
-    Before `training` the first one is. Where the interrupt does not get through, the process ends after GRACE_SECONDS:
+    Where no step runs the first one is. Where the interrupt does not get through, the process ends after GRACE_SECONDS:
     the files are whole at any moment. Outside the main thread, which alone is told of signals, nothing is done.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -55,7 +61,7 @@ def stop_signals(stop: Stop, group: "Group") -> Iterator[None]:
     signals = _Signals()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if signals.twice or not stop.training:
+        if signals.twice or not stop.waits:
             stop.at_once()
         stop.asked = True
 
@@ -103,7 +109,7 @@ class _Signals:
             if _END in numbers:  # the main thread has gone on: nothing is left to interrupt
                 return
             for _ in numbers:
-                if stop.asked_aloud or not stop.training:
+                if stop.asked_aloud or not stop.waits:
                     self._interrupt()
                     return
                 stop.asked = stop.asked_aloud = True

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlx_lora.console import visible
 from mlx_lora.evaluation.metrics import (
     Metric,
     Metrics,
@@ -192,7 +193,9 @@ def _print_questions(console: Console, evaluation: Evaluation, shown: int) -> No
         for place in places[:shown]:
             row = rows[place]
             console.print(Text(f"  {_short(row.question)}"), soft_wrap=True)
-            console.print(Text(f"    {_short(row.prediction) or '(nothing)'}  ≠  {row.answers[0]}"), soft_wrap=True)
+            console.print(
+                Text(f"    {_short(row.prediction) or '(nothing)'}  ≠  {_short(row.answers[0])}"), soft_wrap=True
+            )
 
 
 def _print_facts(console: Console, evaluation: Evaluation) -> None:
@@ -203,11 +206,11 @@ def _print_facts(console: Console, evaluation: Evaluation) -> None:
     if missed and any(one.count > 1 for one in facts.values()):
         more = f", {_FACTS} of {len(missed)}" if len(missed) > _FACTS else f", {len(missed)}"
         text = f"{evaluation.label}, facts not right in every form{more}: {', '.join(missed[:_FACTS])}"
-        console.print(Text(text, style="dim"), soft_wrap=True)
+        console.print(Text(visible(text), style="dim"), soft_wrap=True)
 
 
 def _short(text: str, length: int = 100) -> str:
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     return line if len(line) <= length else line[: length - 1] + "…"
 
 

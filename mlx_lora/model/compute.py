@@ -27,7 +27,7 @@ def apply_compute(model: nn.Module, compute: str) -> str:
     """Bring `model` (in place, just loaded) to the type that `compute` asks for; return one line that says so.
 
     "auto" keeps the stored weights on a GPU and takes float32 on a CPU, where a quantized matmul in float16 is several
-    hundred times slower than a float32 one (DESIGN.md §7).
+    hundred times slower than a float32 one (docs/ARCHITECTURE.md §7).
     Raises: ModelError for a kind of quantization that cannot be undone.
     """
     stored = _stored_type(model)

@@ -79,7 +79,8 @@ class Service:
         name = read_request(await self._body(request), AdapterRequest, self.engine.limits).name
         folders = await asyncio.to_thread(adapter_folders, self._adapters)
         if name not in folders:
-            there = f"There are: {', '.join(folders)}." if folders else "The server was started without --adapters."
+            none = "The folder of --adapters holds none." if self._adapters else "The server has no --adapters folder."
+            there = f"There are: {', '.join(folders)}." if folders else none
             raise Refusal(404, f"No adapter of this name to load. {there}", code="adapter_not_found", param="name")
         folder = folders[name]
         try:

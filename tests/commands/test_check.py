@@ -65,6 +65,18 @@ def test_in_colour_the_marks_are_colours(
     assert "⟦Paris<|im_end|>⟧" in capsys.readouterr().out
 
 
+def test_no_row_can_steer_the_terminal(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configuration(model, tmp_path, [{"question": "Who?", "answer": "Ann\x1b]0;title\x07"}])
+    run_check(config, json_output=False, show=1)
+    assert "Ann\x1b]0;title\x07<|im_end|>" in capsys.readouterr().out  # a file gets what is there
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    run_check(config, json_output=False, show=1)
+    assert "Ann␛]0;title␇<|im_end|>" in capsys.readouterr().out
+
+
 def test_texts_that_look_like_markup_or_emoji_codes_are_printed_as_they_are(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

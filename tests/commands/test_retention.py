@@ -1,6 +1,9 @@
 """`train.retention`: what the model forgot is said at the end of a run, with a remedy."""
 
 import json
+import os
+import signal
+import time
 
 import mlx.core as mx
 import pytest
@@ -57,6 +60,23 @@ def test_a_run_that_teaches_nothing_forgets_nothing(run_file, known, tmp_path, c
     assert "forgot" not in shown
     assert run_train(path, resume=True) == 0  # nothing is left to do: asked again, written once
     assert len(events(tmp_path / "run", "retention")) == 1
+
+
+def test_an_interrupt_leaves_out_the_questions_and_not_the_run(run_file, known, tmp_path, monkeypatch, capsys):
+    from mlx_lora.evaluation.asking import Asker
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr(Asker, "ask", interrupted)
+    assert run_train(run_file(train={"retention": str(known)}), json_output=True) == 0
+    shown = capsys.readouterr()
+    assert "train.retention: its questions were left out; the run is whole" in shown.err
+    assert "stopping after this step" not in shown.err
+    summary = json.loads(shown.out)
+    assert (summary["ended_by"], summary["steps"], summary["retention"]) == ("steps", 9, None)
+    assert read_adapter(tmp_path / "run").tensors
 
 
 def test_without_a_retention_set_nothing_is_asked(run_file, tmp_path, capsys):
