@@ -42,7 +42,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"save_dtype": "bfloat16"}),
     ("qwen3", {"method": "dora", "use_rslora": True, "layers": 2}),
     ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"], "dropout": 0.1}),
-    ("gpt2", {"save_dtype": "float16"}),
+    ("gpt2", {"save_dtype": "float16", "start_from": "an-earlier-one"}),
     ("mixtral", {"target_modules": "attention"}),
 ]
 
