@@ -117,8 +117,8 @@ def _settings(peft: "PeftFolder", adapter: "AdapterFolder") -> "LoraSettings":
         kept = LoraSettings.model_validate(peft.facts.get("lora"))
     except ValidationError:  # not ours, or of another version: what PEFT's config says holds
         return settings
-    # What PEFT's config says; the names of modules, the layers and the dtype are only in ours.
-    own_words = {"target_modules", "layers", "save_dtype"}
+    # What PEFT's config says; the names of modules, the layers, the dtype and the start are only in ours.
+    own_words = {"target_modules", "layers", "save_dtype", "start_from"}
     return kept if kept.model_dump(exclude=own_words) == settings.model_dump(exclude=own_words) else settings
 
 

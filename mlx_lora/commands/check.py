@@ -1,17 +1,20 @@
 """`mlx-lora check`: the data of a run as the tokenizer sees it, before any weights are loaded."""
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.config import RunConfig
 from mlx_lora.console import print_error, visible
-from mlx_lora.errors import MlxLoraError
+from mlx_lora.errors import DataError, MlxLoraError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from mlx_lora.dataset.examples import ChatTokenizer, Example
     from mlx_lora.dataset.inspection import Inspection
+    from mlx_lora.dataset.splits import DataSplits
+    from mlx_lora.model.tokenizer import Tokenizer
 
 _OPEN, _CLOSE = "⟦", "⟧"  # around trained tokens where there is no colour
 
@@ -33,8 +36,15 @@ def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
     tokenizer = load_run_tokenizer(config)
     built = build_split_examples(splits, tokenizer, config.data, stop_on_fault=False)
     if config.train.batch_size == "auto":
-        config, _ = sized_run(config, tokenizer, splits, built)
+        try:
+            config, _ = sized_run(config, tokenizer, splits, built)
+        except DataError as fault:
+            return _print_unreadable(fault, json_output)
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
+    beside = _fault_beside(config, tokenizer, splits, len(built["train"].examples))
+    if beside is not None:
+        hints = [*inspection.hints, *([beside.hint] if beside.hint else [])]
+        inspection = replace(inspection, faults=[*inspection.faults, beside.message], hints=hints)
     shown = built["train"].examples[:show]
     if json_output:
         rows = [{"place": example.place, "text": _marked(example, tokenizer)} for example in shown]
@@ -42,6 +52,19 @@ def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
     else:
         _print_report(inspection, shown, tokenizer, config)
     return 1 if inspection.faults else 0
+
+
+def _fault_beside(config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", taught: int) -> DataError | None:
+    """What is wrong with what the run asks beside its rows (train.retention, data.replay): `train` stops there too."""
+    from mlx_lora.commands.replay import longest_prompts
+    from mlx_lora.commands.retention import read_retention
+
+    try:
+        read_retention(config, tokenizer)
+        longest_prompts(config, tokenizer, splits, taught)
+    except DataError as fault:
+        return fault
+    return None
 
 
 def _print_unreadable(fault: MlxLoraError, json_output: bool) -> int:
@@ -123,8 +146,7 @@ def _print_row(console: "Console", example: "Example", tokenizer: "ChatTokenizer
             text.append(visible(piece), style="bold black on green" if trained else "dim")
         console.print(text)
     else:
-        marked = _marked(example, tokenizer)
-        console.print(visible(marked) if console.is_terminal else marked)
+        console.print(visible(_marked(example, tokenizer)))
 
 
 def _marked(example: "Example", tokenizer: "ChatTokenizer") -> str:

@@ -143,11 +143,14 @@ def _peft_parameters(job: Job) -> "PeftParameters":
 
 
 def _portable_facts(folder: "AdapterFolder") -> dict[str, Any]:
-    """Our part of the config, but no path of this machine."""
-    facts = folder.facts
-    if Path(str(facts.get("model"))).expanduser().exists():
-        del facts["model"]
-    return facts
+    """Our part of the config, but no path of this machine outside of what the model reads."""
+    from mlx_lora.report.privacy import short_path, without_paths
+    from mlx_lora.report.publication import PROMPTS
+
+    facts, model = folder.facts, str(folder.facts.get("model"))
+    if typed_path(model).exists() or short_path(model) != model:
+        facts.pop("model", None)
+    return {**without_paths(facts), **{name: facts[name] for name in PROMPTS if name in facts}}
 
 
 _WRITERS = {"peft": _write_peft, "gguf-lora": write_gguf_lora, "gguf": write_gguf, "ollama": write_ollama}

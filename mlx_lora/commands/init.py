@@ -1,12 +1,13 @@
 """`mlx-lora init`: a run file with every setting explained, and a small data set that trains as it is."""
 
+import shlex
 from importlib import resources
 from pathlib import Path
 
 from mlx_lora.config import DataSettings, OptimizerSettings, RunConfig, TrainSettings
 from mlx_lora.console import talk
 from mlx_lora.errors import ConfigError
-from mlx_lora.files import refuse_unwritable, write_whole
+from mlx_lora.files import refuse_unwritable, typed_path, write_whole
 from mlx_lora.runfile import render_config
 
 RUN_FILE = "run.yaml"
@@ -27,7 +28,8 @@ def run_init(folder: Path, *, model: str, force: bool) -> int:
     """
     if not model.strip():
         raise ConfigError("--model: the name is empty", "leave --model out for smollm2-135m-instruct")
-    contents = {folder / RUN_FILE: _HEADER + "\n" + render_config(_sample_run(model), comments=True)}
+    sample = _sample_run(_found_from(folder, model))
+    contents = {folder / RUN_FILE: _HEADER + "\n" + render_config(sample, comments=True)}
     for split in SPLITS:
         rows = resources.files("mlx_lora").joinpath("templates", f"{split}.jsonl").read_text(encoding="utf-8")
         contents[folder / "data" / f"{split}.jsonl"] = rows
@@ -40,6 +42,16 @@ def run_init(folder: Path, *, model: str, force: bool) -> int:
         write_whole(path, content)
     _print_next(folder, list(contents))
     return 0
+
+
+def _found_from(folder: Path, model: str) -> str:
+    """`model` as runs in `folder` find it: one that lies here by its whole path, where they start elsewhere."""
+    from mlx_lora.model.builtin import BUILTIN_MODELS
+
+    path = typed_path(model)
+    if model in BUILTIN_MODELS or folder.resolve() == Path.cwd() or path.is_absolute() or not path.exists():
+        return model
+    return str(path.resolve())
 
 
 def _sample_run(model: str) -> RunConfig:
@@ -64,7 +76,7 @@ def _print_next(folder: Path, written: list[Path]) -> None:
         talk.print(f"wrote {path}", markup=False, soft_wrap=True)
     talk.print("next:")
     if folder.resolve() != Path.cwd():
-        talk.print(f"  cd {folder}", markup=False, soft_wrap=True)
+        talk.print(f"  cd {shlex.quote(str(folder))}", markup=False, soft_wrap=True)
     for command in (
         f"check {RUN_FILE}",
         f"train {RUN_FILE}",

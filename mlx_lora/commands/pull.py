@@ -13,7 +13,7 @@ from mlx_lora.files import refuse_unwritable, typed_path, whole_folder, write_js
 HUB_FILE = "hub.json"  # which commit of which repository the folder is
 # Only what an adapter is made of: no code, no pickles, no other weights, no folders but eval/.
 _WANTED = re.compile(
-    r"adapters\.safetensors|adapter_config\.json|run\.yaml|metrics\.jsonl|README\.md|eval/[\w.-]+\.json"
+    r"adapters\.safetensors|adapter_config\.json|run\.yaml|metrics\.jsonl|README\.md|eval/[^/\\:\x00-\x1f]+\.json"
 )
 _LARGEST_TEXT = 64_000_000  # bytes of any file but the weights
 

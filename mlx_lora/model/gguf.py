@@ -19,13 +19,17 @@ _PLAIN = ("F16", "F32")
 _ROTARY = "rope_freqs.weight"
 _LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _STRETCHES = (8.0, 32.0, 16.0)  # Llama 3.1 and 3.3, 3.2, and some models made of them
+_NEEDED = (
+    *("llama.embedding_length", "llama.block_count", "llama.feed_forward_length", "llama.attention.head_count"),
+    *("llama.attention.layer_norm_rms_epsilon", "tokenizer.ggml.model", "tokenizer.ggml.tokens"),
+)
 
 
 class GgufFile:
     """An open GGUF file of the llama architecture: its metadata, and its tensors under the names that mlx_lm uses."""
 
     def __init__(self, path: Path) -> None:
-        """Raises: ModelError when it is no GGUF file or of another architecture."""
+        """Raises: ModelError when it is no GGUF file, no whole model or of another architecture."""
         from gguf import GGUFReader
 
         try:
@@ -33,11 +37,23 @@ class GgufFile:
         except (ValueError, KeyError, IndexError) as error:
             raise ModelError(f"{path}: is no GGUF file, or is cut off: {error}", "download it again") from error
         self.path = path
+        if self.value("general.type") == "adapter":
+            raise ModelError(
+                f"{path}: holds an adapter, not a model",
+                "give its base as the model; llama.cpp puts such a file on the base with --lora",
+            )
+        if (parts := self.value("split.count", 1)) > 1:
+            raise ModelError(
+                f"{path}: is one of {parts} parts of a model",
+                "join them first, with llama.cpp: llama-gguf-split --merge FIRST-PART WHOLE.gguf",
+            )
         if self.value("general.architecture") != "llama":
             raise ModelError(
                 f"{path}: holds architecture {self.value('general.architecture')!r}, expected 'llama'",
                 _MLX_VERSION,
             )
+        if missing := [key for key in _NEEDED if self.value(key) is None]:
+            raise ModelError(f"{path}: is no whole model: it has no {', '.join(missing[:3])}", _MLX_VERSION)
 
     def value(self, key: str, default: Any = None) -> Any:
         """The metadata value `key` as Python has it: str, int, float, bool or a list."""

@@ -3,6 +3,7 @@
 Its address is HF_ENDPOINT where that is set, the token that of `hf auth login` or HF_TOKEN; neither is ever shown.
 """
 
+import errno
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -146,6 +147,13 @@ def _hub_errors(name: str, revision: str | None = None) -> Iterator[None]:
 
 
 def _explained(name: str, error: Exception) -> ModelError:
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return ModelError(
+            f"{name}: not enough disk space", "free some space, or let HF_HOME name a folder on another disk"
+        )
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ModelError(f"{name}: the cache folder cannot be written: {error}", "let HF_HOME name a folder you own")
     status = getattr(getattr(error, "response", None), "status_code", None)
     told = getattr(error, "server_message", None) or (str(error).splitlines() or [type(error).__name__])[0]
     if status == 401:

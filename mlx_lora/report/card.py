@@ -3,10 +3,11 @@
 What a Run holds is cleaned of absolute paths and secrets already; what comes from elsewhere is cleaned here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlx_lora.evaluation.result_format import EvaluationResult
+from mlx_lora.files import typed_path
 from mlx_lora.report.answers import metric_name, share_text
 from mlx_lora.report.asking import changed_since
 from mlx_lora.report.facts import Table, adapter_facts, base_facts, data_table, environment
@@ -18,14 +19,14 @@ _HUB_NAMES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}  #
 
 def adapter_card(run: Run, *, name: str, licence: str | None = None) -> str:
     """The card of an adapter: base, data, scores, run file, and how to use it. name: as people will ask for it."""
-    model = _model_of(run)
+    model, hub = _model_of(run), _hub_name_of(run)
     use = f"    mlx-lora pull {name} -o adapters/{run.name}\n    mlx-lora chat {run.name}"
-    if _hub_name(model) == model:  # what is built in here is a packing of its own of the model on the Hub
+    if hub == model:  # what is built in here is a packing of its own of the model on the Hub
         use += f"\n    mlx_lm.generate --model {model} --adapter-path adapters/{run.name} --prompt …"
     return _card(
-        _front([model], licence, ["lora", "adapter"], "adapter"),
+        _front(hub, licence, ["lora", "adapter"], "adapter"),
         f"# {run.name}",
-        f"A {run.setting('lora.method') or 'lora'} adapter for {_base_link(model)}, trained with mlx-lora on MLX.",
+        f"A {run.setting('lora.method') or 'lora'} adapter for {_base_link(model, hub)}, trained with mlx-lora on MLX.",
         f"## Use\n\n{use}",
         *_run_parts(run),
     )
@@ -48,11 +49,11 @@ def fused_card(
     names = [run.name for run in runs]
     parts = [name if len(runs) == 1 else f"{weight:g} · {name}" for name, weight in zip(names, weights, strict=True)]
     sections = [part for run in runs for part in ([f"# {run.name}"] if len(runs) > 1 else []) + _run_parts(run)]
-    base = short_path(model)
+    base, hub = short_path(model), _hub_name(model)
     return _card(
-        _front([base], licence, ["fused"], "merge" if len(runs) > 1 else "finetune"),
+        _front(hub, licence, ["fused"], "merge" if len(runs) > 1 else "finetune"),
         f"# {' and '.join(names)}, fused",
-        f"{_base_link(base)} with the adapter{'s' if len(runs) > 1 else ''} {' + '.join(parts)} merged into its "
+        f"{_base_link(base, hub)} with the adapter{'s' if len(runs) > 1 else ''} {' + '.join(parts)} merged into its "
         "weights by mlx-lora. It is a plain MLX model: mlx-lm loads it, and no adapter is needed.",
         f"## Fidelity\n\nTouched layers: {layers}. Every form was written, loaded again and compared with base and "
         f"adapter on the adapter's own answers to {without_paths(prompts)}; the first that kept them was taken.\n\n"
@@ -103,27 +104,35 @@ def _verdict(result: EvaluationResult) -> str:
     return "" if result.verdict is None else f"{result.data.name}: {result.verdict.sentence}."
 
 
-def _front(models: Sequence[str], licence: str | None, tags: Sequence[str], relation: str) -> str:
-    """The YAML that the Hub reads; a base without a name there is left out."""
+def _front(hub: str | None, licence: str | None, tags: Sequence[str], relation: str) -> str:
+    """The YAML that the Hub reads. hub: the base's name there; without one it is left out."""
     lines = ["library_name: mlx", "pipeline_tag: text-generation"]
     lines += [f"license: {licence}"] if licence else []
-    hub = [name for model in models if (name := _hub_name(model))]
-    lines += [f"base_model: {hub[0]}", f"base_model_relation: {relation}"] if hub else []
+    lines += [f"base_model: {hub}", f"base_model_relation: {relation}"] if hub else []
     lines += ["tags:", *(f"- {tag}" for tag in ("mlx", "mlx-lora", *tags))]
     return "---\n" + "\n".join(lines) + "\n---"
 
 
 def _hub_name(model: str) -> str | None:
-    """A model's name on the Hub; None for a folder of one's own."""
+    """A model's name on the Hub; None for a folder of one's own, as which what is there by that name is taken."""
     if model in _HUB_NAMES:
         return _HUB_NAMES[model]
+    if typed_path(model).exists():
+        return None
     parts = model.split("/")
     own = len(parts) == 2 and all(parts) and not model.startswith((".", "~", "…"))
     return model if own and not any(character.isspace() for character in model) else None
 
 
-def _base_link(model: str) -> str:
-    hub = _hub_name(model)
+def _hub_name_of(run: Run) -> str | None:
+    """The same of a run's base: where the run knows it without a commit it was a folder, wherever the card is made."""
+    model, known = _model_of(run), run.origin.get("identity")
+    identity: Mapping[str, Any] = known if isinstance(known, Mapping) else {}
+    was_folder = bool(identity.get("name")) and not identity.get("revision") and model not in _HUB_NAMES
+    return None if was_folder else _hub_name(model)
+
+
+def _base_link(model: str, hub: str | None) -> str:
     return f"[{model}](https://huggingface.co/{hub})" if hub else f"`{model}`"
 
 

@@ -10,9 +10,16 @@ from typing import Any
 _SECRETS = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-)[A-Za-z0-9_-]{16,}")
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+@")
 # From a slash that begins a word (not the one in nats/token or https://) through at least one folder.
-_PATH = re.compile(r"(?<![\w.…~)}\]:/-])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\":,;()<>]+[/\\])+[^\s/\\'\":,;()<>]*")
+_PATH = re.compile(
+    r"(?<![\w.…~)}\]/-])(?!(?<=:)//)(?:file://|~|[A-Za-z]:)?"
+    r"[/\\](?:[^\s/\\'\":,;()<>]+[/\\])+[^\s/\\'\":,;()<>]*"
+)
+# With blanks in it: a path in quotes, or one that is the whole text.
+_QUOTED_PATH = re.compile(r"""(['"])((?:~|[A-Za-z]:)?[/\\][^'"\n]*[/\\][^'"\n]*)\1""")
+_PATH_ALONE = re.compile(r"(?:~|[A-Za-z]:)?[/\\][^\n:;,\"'()<>]*[/\\][^\n:;,\"'()<>]+")
 _WHOLE_PATH = re.compile(r"(?:~|[A-Za-z]:)?[/\\].*", re.DOTALL)
 _KEPT_PARTS = 2
+_HOMES = ("home", "Users")  # the folders in them are called after persons
 
 
 def without_secrets(value: Any) -> Any:
@@ -21,8 +28,11 @@ def without_secrets(value: Any) -> Any:
 
 
 def without_paths(value: Any) -> Any:
-    """`value` (text, or JSON of it) without secrets and with every absolute path cut to its last two parts."""
-    return _each_text(value, lambda text: _PATH.sub(lambda found: _short(found[0]), _blotted(text)))
+    """`value` (text, or JSON of it) without secrets and with every absolute path cut to its last two parts.
+
+    Of a path in somebody's home folder only what is inside it is kept.
+    """
+    return _each_text(value, _cut)
 
 
 def short_path(path: str) -> str:
@@ -38,13 +48,23 @@ def yaml_without_paths(text: str) -> str:
     return cleaned
 
 
+def _cut(text: str) -> str:
+    text = _blotted(text)
+    if _PATH_ALONE.fullmatch(text):
+        return _short(text)
+    text = _QUOTED_PATH.sub(lambda found: f"{found[1]}{_short(found[2])}{found[1]}", text)
+    return _PATH.sub(lambda found: _short(found[0]), text)
+
+
 def _blotted(text: str) -> str:
     return _CREDENTIALS.sub("…@", _SECRETS.sub(r"\1…", text))
 
 
 def _short(path: str) -> str:
     parts = [part for part in re.split(r"[/\\]", path) if part and part != "~"]
-    return "…/" + "/".join(parts[-_KEPT_PARTS:])
+    home = next((place for place, part in enumerate(parts) if part in _HOMES), None)
+    inside = parts if home is None else parts[home + 2 :]
+    return "/".join(["…", *inside[-_KEPT_PARTS:]])
 
 
 def _each_text(value: Any, change: Any) -> Any:

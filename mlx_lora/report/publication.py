@@ -4,7 +4,9 @@ Knows nothing of the Hub. The weights go as they are.
 """
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from mlx_lora.report.runs import ADAPTER_CONFIG, METRICS_FILE, RUN_FILE, Run
 
 WEIGHTS = "adapters.safetensors"
 # What the model is given: a changed prompt would be another adapter, so a secret in it is refused, not blotted out.
-_PROMPTS = ("system_prompt", "chat_template", "chat_template_args")
+PROMPTS = ("system_prompt", "chat_template", "chat_template_args")
 
 
 def publication(folder: Path, run: Run, card: str, secrets: tuple[str, ...] = ()) -> dict[str, bytes | Path]:
@@ -35,18 +37,25 @@ def publication(folder: Path, run: Run, card: str, secrets: tuple[str, ...] = ()
         files[METRICS_FILE] = _metrics(folder / METRICS_FILE)
     for result in run.results:
         figures = result.model_dump(mode="json", exclude={"questions"}) | {"questions": []}
-        files[f"eval/{result.data.name}.json"] = _json(figures)
+        files[_result_place(result.data.name, files)] = _json(figures)
     for path, content in files.items():
         if isinstance(content, bytes) and any(secret.encode() in content for secret in secrets if secret):
             raise MlxLoraError(f"{folder}: {path} would hold your access token", "take it out of the run's files")
     return files
 
 
+def _result_place(name: str, taken: Container[str]) -> str:
+    """The file of a result: a data set that was asked in several ways has several."""
+    plain = re.sub(r"[/\\]", "-", name)
+    ends = chain([""], (f"-{number}" for number in count(2)))
+    return next(place for end in ends if (place := f"eval/{plain}{end}.json") not in taken)
+
+
 def _adapter_config(path: Path) -> Any:
     with named_errors(path):
         config = json.loads(path.read_text(encoding="utf-8"))
     facts = config.get("mlx_lora") or {}
-    prompts = {name: facts[name] for name in _PROMPTS if name in facts}
+    prompts = {name: facts[name] for name in PROMPTS if name in facts}
     if without_secrets(prompts) != prompts:
         named = [name for name, value in prompts.items() if without_secrets(value) != value]
         raise MlxLoraError(

@@ -70,7 +70,7 @@ def test_no_row_can_steer_the_terminal(
 ) -> None:
     config = configuration(model, tmp_path, [{"question": "Who?", "answer": "Ann\x1b]0;title\x07"}])
     run_check(config, json_output=False, show=1)
-    assert "Ann\x1b]0;title\x07<|im_end|>" in capsys.readouterr().out  # a file gets what is there
+    assert "Ann␛]0;title␇<|im_end|>" in capsys.readouterr().out
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
     run_check(config, json_output=False, show=1)
@@ -149,3 +149,29 @@ def test_another_template_brings_its_own_end_token(
     config = configuration(model, tmp_path, ROWS, chat_template=str(template))
     assert run_check(config, json_output=False, show=1) == 0
     assert "⟦<s>Paris</s>⟧" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_size", [8, "auto"])
+def test_what_the_run_asks_beside_its_rows_is_read_too(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_size: Any
+) -> None:
+    """It said that the data can be trained on where train stops: no such retention set, no such replay prompts."""
+    good = configuration(model, tmp_path, ROWS, valid_share=0.0)
+    gone, asked = str(tmp_path / "gone.jsonl"), tmp_path / "asked.txt"
+    asked.write_text("Question 3?\n")
+    train = good.train.model_copy(update={"batch_size": batch_size})
+    for changes, fault in (
+        ({"train": train.model_copy(update={"retention": gone})}, f"{gone}: no such file or folder"),
+        (
+            {"train": train, "data": good.data.model_copy(update={"replay": 0.5, "replay_prompts": str(asked)})},
+            f"data.replay_prompts: {asked}: the run's rows and train.retention ask all of its prompts",
+        ),
+    ):
+        assert run_check(good.model_copy(update=changes), json_output=True, show=0) == 1
+        assert json.loads(capsys.readouterr().out)["faults"] == [fault]
+    gone_config = good.model_copy(update={"train": train.model_copy(update={"retention": gone})})
+    assert run_check(gone_config, json_output=False, show=0) == 1
+    printed = capsys.readouterr()
+    assert f"error: {gone}: no such file" in printed.out + printed.err
+    assert "can be trained on" not in printed.out
+    assert ("3 steps an epoch" in printed.out) == (batch_size == 8)

@@ -42,7 +42,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"save_dtype": "bfloat16"}),
     ("qwen3", {"method": "dora", "use_rslora": True, "layers": 2}),
     ("phi3", {"target_modules": ["qkv_proj", "gate_up_proj"], "dropout": 0.1}),
-    ("gpt2", {"save_dtype": "float16"}),
+    ("gpt2", {"save_dtype": "float16", "start_from": "an-earlier-one"}),
     ("mixtral", {"target_modules": "attention"}),
 ]
 
@@ -173,3 +173,23 @@ def test_an_adapter_of_mlx_lms_has_its_scale_as_alpha(tmp_path: Path) -> None:
     peft = _export(tmp_path, model=str(tmp_path / "base"))
     written = json.loads((peft / "adapter_config.json").read_text())
     assert (written["r"], written["lora_alpha"], written["use_rslora"]) == (4, 80.0, False)
+
+
+def test_what_a_run_tells_of_its_machine_does_not_go_into_pefts_file(tmp_path: Path) -> None:
+    """Only the model's path was left out, and only where it was there; settings and warnings kept theirs."""
+    place = "/ho" + "me/anna"
+    own = {"chat_template": "{# see /etc/motd/x #}{{ messages[0]['content'] }}</s>", "system_prompt": "See /a/b/c."}
+    facts = {
+        "model": f"{place}/models/base",
+        "run": {"data_warnings": [f"{place}/rows/train.jsonl:3: twice"], "machine": {"system": "Linux"}},
+        **own,
+    }
+    make_adapter(tmp_path, start_from=f"{place}/adapters/before", facts=facts)
+    peft = _export(tmp_path, model=str(tmp_path / "base"))
+    content = (peft / "adapter_model.safetensors").read_bytes()
+    assert place.encode() not in content
+    assert b"anna" not in content
+    run_import(peft, str(tmp_path / "back"), model=str(tmp_path / "base"))
+    back = read_adapter(tmp_path / "back").facts
+    assert {name: back[name] for name in own} == own, "what the model reads stays as it is"
+    assert back["run"]["data_warnings"] == ["…/rows/train.jsonl:3: twice"]

@@ -1,6 +1,8 @@
 """`mlx-lora push` and `pull` against a stand-in for the Hub: what goes out, what comes in, and every refusal."""
 
+import errno
 import json
+import os
 import socket
 from dataclasses import asdict
 from pathlib import Path
@@ -243,3 +245,33 @@ def test_a_network_that_is_down_is_named(adapter, tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="cannot be reached") as raised:
             attempt()
         assert raised.value.hint == "check the network, and try again"
+
+
+def test_every_result_goes_out_and_comes_back(hub, adapter, tmp_path):
+    """Of two results of one data set the second was sent over the first; a name with a blank stayed on the Hub."""
+    for file, name, tokens in (("data-test-48", "data-test", 48), ("my test", "my test", 64)):
+        one = result(name=name, max_tokens=tokens)
+        (adapter / f"eval/{file}.json").write_text(one.model_dump_json())
+    run_push("one", NAME)
+    assert run_pull(NAME) == 0
+    folder = tmp_path / "adapters/my-adapter"
+    found = [json.loads(path.read_text()) for path in sorted((folder / "eval").iterdir())]
+    asked = [(one["data"]["name"], one["settings"]["max_tokens"]) for one in found]
+    assert sorted(asked) == [("data-test", 48), ("data-test", 64), ("my test", 64)]
+
+
+@pytest.mark.parametrize(
+    ("number", "fact", "remedy"),
+    [(errno.ENOSPC, "not enough disk space", "free some space"), (errno.EROFS, "cannot be written", "HF_HOME")],
+)
+def test_a_disk_that_takes_nothing_is_not_called_a_network(hub, adapter, monkeypatch, number, fact, remedy):
+    run_push("one", NAME)
+
+    def refuse(*_: Any, **__: Any) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", refuse)
+    with pytest.raises(ModelError, match=fact) as raised:
+        run_pull(NAME)
+    assert remedy in str(raised.value.hint)
+    assert "cannot be reached" not in raised.value.message

@@ -98,3 +98,21 @@ def test_the_next_commands_go_to_stderr(
     assert "  cd new\n  mlx-lora check run.yaml\n  mlx-lora train run.yaml\n" in err
     init(Path())
     assert "cd " not in capsys.readouterr().err
+
+
+def test_a_model_in_a_folder_nearby_is_found_from_the_new_folder_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`init new --model models/base` wrote models/base, which is not there after the `cd new` of its next line."""
+    from mlx_lora.model.sources import find_source
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    (tmp_path / "models" / "base" / "config.json").write_text("{}")
+    config = init(Path("my run"), model="models/base")
+    assert "  cd 'my run'\n" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "my run")
+    assert find_source(config.model).path == tmp_path / "models" / "base"
+    monkeypatch.chdir(tmp_path)
+    assert init(Path(), model="models/base").model == "models/base", "here it is there"
+    assert init(tmp_path / "b", model="~/nothing").model == "~/nothing"

@@ -172,3 +172,38 @@ def test_the_tokenizer_splits_digits_merges_and_knows_its_marks(tokenizer: Any) 
 @given(text=st.text())
 def test_any_text_comes_back_from_its_tokens(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text), clean_up_tokenization_spaces=False) == text
+
+
+def _bare(path: Path, *, architecture: str = "llama", **facts: Any) -> Path:
+    """A GGUF file with one tensor and little metadata; keys have __ for a dot."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, architecture)
+    for key, value in facts.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_uint16
+        add(key.replace("__", "."), value)
+    writer.add_tensor("blk.0.attn_q.weight", np.zeros((2, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("facts", "fact", "remedy"),
+    [
+        ({"general__type": "adapter", "adapter__type": "lora"}, "holds an adapter, not a model", "--lora"),
+        ({"general__type": "adapter", "architecture": "qwen2"}, "holds an adapter, not a model", "--lora"),
+        ({"split__count": 3, "split__no": 0}, "is one of 3 parts of a model", "llama-gguf-split --merge"),
+        ({}, "is no whole model: it has no llama.embedding_length, llama.block_count", "MLX version"),
+    ],
+)
+def test_a_gguf_file_that_is_no_whole_model_says_what_it_is(
+    tmp_path: Path, facts: dict[str, Any], fact: str, remedy: str
+) -> None:
+    """The adapter that `export --to gguf-lora` had written ended in a TypeError when it was given as a model."""
+    with pytest.raises(ModelError) as caught:
+        GgufFile(_bare(tmp_path / "cup.gguf", **facts))
+    assert caught.value.message.startswith(f"{tmp_path}/cup.gguf: {fact}")
+    assert remedy in str(caught.value.hint)

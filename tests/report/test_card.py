@@ -45,3 +45,22 @@ def test_a_run_without_scores_says_so_and_a_bar_in_a_cell_breaks_no_table(tmp_pa
     assert "nobody knows yet what it learned" in adapter_card(run, name="anna/two")
     card = fused_card([run], [1.0], model="m", licence=None, layers="", prompts="", table=(["a|b"], [["c|d"]]))
     assert "| a\\|b |\n| --- |\n| c\\|d |" in card
+
+
+def test_a_base_in_a_folder_is_not_called_a_model_on_the_hub(tmp_path, monkeypatch):
+    """models/base became `base_model: models/base`, a link to the Hub, and a command that fetches it from there."""
+    start = {**whole_run()[0], "model": "models/base", "identity": {"name": "base", "revision": None}}
+    run = read_run(write_run(tmp_path / "one", [start]))
+    card = adapter_card(run, name="anna/one")
+    assert "base_model" not in front_matter(card)
+    assert "huggingface.co" not in card
+    assert "mlx_lm.generate" not in card
+    assert "adapter for `models/base`" in card
+    hub = {**start, "identity": {"name": "models/base", "revision": "0123abcd"}}
+    card = adapter_card(read_run(write_run(tmp_path / "two", [hub])), name="anna/two")
+    assert front_matter(card)["base_model"] == "models/base"
+    (tmp_path / "models" / "base").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    card = fused_card([run], [1.0], model="models/base", licence=None, layers="", prompts="", table=(["a"], [["b"]]))
+    assert "base_model" not in front_matter(card)
+    assert "huggingface.co" not in card

@@ -15,7 +15,10 @@ HOME = "/ho" + "me/anna"  # in pieces: no committed file names a path of a machi
         ("~/models/tiny", "…/models/tiny"),
         ("data/train.jsonl", "data/train.jsonl"),
         ("general-knowledge", "general-knowledge"),
-        ("C:\\Users\\anna\\train.jsonl", "…/anna/train.jsonl"),
+        ("C:\\Users\\anna\\train.jsonl", "…/train.jsonl"),
+        (f"{HOME}/train.jsonl", "…/train.jsonl"),
+        ("/mnt/c/Us" + "ers/anna/llama", "…/llama"),
+        (HOME, "…"),
         (f"{HOME}/with a blank/train.jsonl", "…/with a blank/train.jsonl"),
     ],
 )
@@ -31,10 +34,22 @@ def test_an_absolute_path_is_cut_to_its_last_two_parts(text, shown):
         ("4 nats/token, train/valid, 1/2", "4 nats/token, train/valid, 1/2"),
         ("see https://example.org/a/b/c", "see https://example.org/a/b/c"),
         ("org/model at rev/1", "org/model at rev/1"),
+        (f"{HOME}/My Models/llama", "…/My Models/llama"),
+        (f"no rows in '{HOME}/My Data/train.jsonl'", "no rows in '…/My Data/train.jsonl'"),
+        (f"data:{HOME}/a/b.jsonl, file://{HOME}/a/b.jsonl", "data:…/a/b.jsonl, …/a/b.jsonl"),
+        ("/no_think", "/no_think"),
     ],
 )
 def test_paths_in_a_sentence_are_cut_and_slashes_in_words_stay(text, shown):
     assert without_paths(text) == shown
+
+
+def test_whose_home_folder_it_is_is_told_nowhere():
+    """A file that lay in a home folder itself was shown with that folder, so with its owner: …/anna/train.jsonl."""
+    for text in (f"{HOME}/t.jsonl", f"{HOME}/My Models/m", f"see {HOME}/t.jsonl:3", f"{HOME}/.cache/a/b", HOME):
+        for clean in (without_paths, short_path, lambda text: yaml_without_paths(f"data:\n  train: {text}\n")):
+            assert clean is short_path or "anna" not in clean(text), text
+    assert "anna" not in short_path(f"{HOME}/t.jsonl")
 
 
 def test_secrets_are_blotted_out_wherever_they_stand():
