@@ -14,9 +14,9 @@ from mlx_lora.dataset.formats import RowError, record_from_row
 from mlx_lora.dataset.record import Message
 from mlx_lora.errors import DataError, MlxLoraError, ModelError
 from mlx_lora.files import typed_path
+from mlx_lora.model.compute import COMPUTE_TYPES
 from mlx_lora.model.load import load_base
 
-_COMPUTE = ("auto", "quantized", "float32", "float16", "bfloat16")  # as in a run file
 Asked = str | Sequence[Mapping[str, Any]]  # a question, or messages {"role": …, "content": …}
 
 
@@ -57,8 +57,8 @@ class LoraModel:
 
         Raises: ModelError.
         """
-        if compute not in _COMPUTE:
-            raise ModelError(f"compute: there is no {compute}", f"one of {', '.join(_COMPUTE)}")
+        if compute not in COMPUTE_TYPES:
+            raise ModelError(f"compute: there is no {compute}", f"one of {', '.join(COMPUTE_TYPES)}")
         return cls(Voice(load_base(base, revision=revision, compute=compute)))
 
     @property
