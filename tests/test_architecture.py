@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "lora": FOUNDATION,
     "model": FOUNDATION | {"console"},  # converting a base takes minutes: said where it is done, whoever asked
     "training": FOUNDATION | MATERIALS,
-    "evaluation": FOUNDATION | MATERIALS,
+    "evaluation": FOUNDATION | MATERIALS | {"console"},  # its tables show what data and models wrote, made harmless
     "chat": FOUNDATION | MATERIALS | {"console"},
     # A run is measured on a slice of its model with its own session, engine and steps.
     "memory": FOUNDATION | MATERIALS | {"training"},
