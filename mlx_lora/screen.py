@@ -175,7 +175,7 @@ def counted_rows(name: str, total: int) -> Iterator[Callable[[], None]]:
 def format_bytes(count: float) -> str:
     """Bytes for people: 1.2 GB (powers of ten, as on a box)."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
+        if count >= 0.99995 * size:  # what would be rounded to 1000.0 of the smaller unit
             return f"{count / size:.1f} {unit}"
     return f"{count:.0f} B"
 

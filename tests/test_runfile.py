@@ -239,7 +239,16 @@ OVERRIDE_FAULTS = [
         "--set lora.target_modules: '# two' is a comment to YAML",
         "quotes of its own",
     ),
-    ("optimizer={name: sgd, name: adam}", "--set optimizer: optimizer.name is given twice", "keep one"),
+    (
+        "lora={rank: 4, alpha: 8}",
+        "--set lora: would replace the whole section, and what the file says of its other settings",
+        "a setting at a time, such as --set lora.rank=4",
+    ),
+    (
+        "data.chat_template_args={think: true, think: false}",
+        "--set data.chat_template_args: data.chat_template_args.think is given twice",
+        "keep one",
+    ),
     ("lora.rank", "--set lora.rank: expected setting=value", "for example --set lora.rank=8"),
     ("=8", "--set =8: expected setting=value", "for example"),
     ("lora..rank=8", "--set lora..rank=8: expected setting=value", "for example"),

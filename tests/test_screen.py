@@ -9,6 +9,7 @@ from rich.console import Console
 from mlx_lora import screen
 from mlx_lora.commands import trainsummary
 from mlx_lora.config import RunConfig
+from mlx_lora.screen import format_bytes
 
 
 def test_rows_without_a_terminal_are_counted_in_a_line_every_ten_seconds(
@@ -45,3 +46,11 @@ def test_the_first_lines_of_a_run_name_its_base_and_folder_whole_in_a_log_file(
     first, _, last = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert first == "tiny[4bit]  float32 (CPU device)"
     assert last == f"2 training rows, 1 validation rows → {config.output_dir}"
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [(999, "999 B"), (1000, "1.0 kB"), (999_949, "999.9 kB"), (999_999, "1.0 MB"), (999_960_000, "1.0 GB")],
+)
+def test_bytes_are_never_a_thousand_of_a_unit(count: int, shown: str) -> None:
+    assert format_bytes(count) == shown

@@ -25,6 +25,7 @@ def evaluate(
         bool, typer.Option("--base", help="Also ask the base, and compare; with --model alone, only it.")
     ] = False,
     model: ModelName = None,
+    revision: Revision = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask N questions, spread evenly over the data.", show_default=False)
     ] = None,
@@ -61,6 +62,7 @@ def evaluate(
             data=data or [],
             base=base,
             model=model,
+            revision=revision,
             limit=limit,
             max_tokens=max_tokens,
             batch_size=batch_size,

@@ -24,6 +24,7 @@ def run_evaluate(
     data: Sequence[str] = (),
     base: bool = False,
     model: str | None = None,
+    revision: str | None = None,
     limit: int | None = None,
     max_tokens: int = 64,
     batch_size: int = 32,
@@ -57,7 +58,7 @@ def run_evaluate(
         raise ConfigError(f"--output {output}: several results do not fit one file", "give a folder")
     _check_places(subjects, sources, output)
     _check_metrics(metrics, sources)
-    loaded = _load(subjects, model)
+    loaded = _load(subjects, model, revision)
     asker = Asker(
         loaded,
         max_tokens=max_tokens,
@@ -137,9 +138,9 @@ def _read_subject(path: Path) -> "Subject":
     return Subject(str(folder), folder, adapter, rendering_of(adapter.config, folder), run)
 
 
-def _load(subjects: "Sequence[Subject]", model: str | None) -> "LoadedModel":
-    """The one base of all adapters, or `model`."""
-    from mlx_lora.lora.rendering import model_of
+def _load(subjects: "Sequence[Subject]", model: str | None, revision: str | None) -> "LoadedModel":
+    """The one base of all adapters, or `model`; at `revision` where that is given."""
+    from mlx_lora.lora.rendering import choose_base, model_of
     from mlx_lora.model.batching import batching_note
     from mlx_lora.model.load import load_base
 
@@ -148,9 +149,9 @@ def _load(subjects: "Sequence[Subject]", model: str | None) -> "LoadedModel":
         if len(bases) > 1:
             names = " and ".join(sorted(name for name, _ in bases))
             raise AdapterError(f"these adapters have different bases: {names}", "evaluate them one at a time")
-        name, revision = bases.pop()
+        name, revision = choose_base(None, revision, bases.pop)
     else:
-        name, revision = model, None
+        name = model
     computes = {subject.run.compute for subject in subjects if subject.run is not None}
     loaded = load_base(name, revision=revision, compute=computes.pop() if len(computes) == 1 else "auto")
     talk.print(f"{loaded.identity.name}  {loaded.compute}", markup=False)

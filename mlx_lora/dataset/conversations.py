@@ -103,7 +103,9 @@ def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
     function = call.get("function", call)
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError(f'message {number} has a tool call without a "name"')
-    arguments = function.get("arguments", {})
+    arguments = function.get("arguments")
+    if arguments is None or arguments == "":  # of a function without parameters
+        arguments = {}
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)

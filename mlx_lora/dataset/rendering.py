@@ -206,7 +206,7 @@ def plain_prompt(messages: Sequence[Message], row_format: str) -> str:
         asked = str(turns[0]["content"])
         return instructions + (asked if row_format == "prompt/completion" else _ALPACA.format(asked))
     if row_format in ("prompt/completion", "alpaca"):
-        raise DataError(f"without a chat template a {row_format} row asks once", "begin anew for the next question")
+        raise DataError(f"without a chat template a row of {row_format} asks once", "begin anew for the next question")
     raise DataError("the tokenizer has no chat template, which rows of messages need", NO_TEMPLATE_HINT)
 
 

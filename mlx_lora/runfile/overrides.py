@@ -39,7 +39,7 @@ class OverrideError(Exception):
 def parse_override(argument: str) -> Override:
     """`lora.rank=8` as a path and a YAML value; nothing after the = is null.
 
-    Raises: OverrideError where the form is not path=value, or the value is no YAML or loses its end to a comment.
+    Raises: OverrideError where the form is not path=value, or the value is no YAML, a section or cut by a comment.
     """
     name, equals, text = argument.partition("=")
     path = tuple(name.strip().split("."))
@@ -55,6 +55,11 @@ def parse_override(argument: str) -> Override:
         fact = f"{comment[:40]!r} is a comment to YAML, and would be dropped"
         meant = shlex.quote(f"{'.'.join(path)}={render_value(text.strip())}")
         raise OverrideError(f"--set {'.'.join(path)}", fact, f"quotes of its own keep a text whole: --set {meant}")
+    if len(path) == 1 and path[0] in all_sections() and isinstance(document.value, Mapping) and document.value:
+        fact = "would replace the whole section, and what the file says of its other settings"
+        first, value = next(iter(document.value.items()))
+        hint = f"a setting at a time, such as --set {shlex.quote(f'{path[0]}.{first}={render_value(value)}')}"
+        raise OverrideError(f"--set {path[0]}", fact, hint)
     return Override(path, document, text.strip())
 
 

@@ -47,6 +47,19 @@ def test_an_adapter_that_learned_is_said_to_have_learned(workshop: Path, capsys:
     assert set(result["versions"]) == {"mlx-lora", "mlx", "mlx-lm", "transformers"}
 
 
+def test_the_base_is_taken_at_the_revision_that_is_asked_for(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_lora.model import load
+
+    def loaded(name: str, *, revision: str | None, compute: str) -> Any:
+        raise DataError(f"{Path(name).name} at {revision}")
+
+    monkeypatch.setattr(load, "load_base", loaded)
+    for adapters, model, wanted in (([workshop / "good"], None, "base"), ([], "other/model", "model")):
+        for revision in ("abc", None):
+            with pytest.raises(DataError, match=f"^{wanted} at {revision}$"):
+                run_evaluate(adapters, base=True, model=model, revision=revision, data=[str(workshop / "quiz.jsonl")])
+
+
 def test_the_results_lie_beside_the_adapter(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = evaluate(workshop, "good", base=True, capsys=capsys)
     folder = workshop / "good" / "eval"

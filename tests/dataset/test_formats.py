@@ -222,6 +222,14 @@ def test_tool_arguments_written_as_json_text_become_objects() -> None:
     assert record.tools == ({"type": "function"},)
 
 
+@pytest.mark.parametrize("arguments", ["", None, {}, "{}"])
+def test_a_call_of_a_function_without_parameters_may_leave_its_arguments_empty(arguments: object) -> None:
+    call = {"type": "function", "function": {"name": "now", "arguments": arguments}}
+    row = {"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    record = record_from_row(row, "f.jsonl:1")
+    assert record.messages[1]["tool_calls"][0]["function"] == {"name": "now", "arguments": {}}
+
+
 def test_columns_that_are_null_count_as_absent() -> None:
     """Hugging Face data sets fill the columns of all rows with null."""
     row = {"messages": None, "question": "Q", "answer": "A", "answers": None, "category": None}
