@@ -133,7 +133,8 @@ def _read_subject(path: Path) -> "Subject":
 
     folder = find_adapter(str(path))
     adapter = read_adapter(folder)
-    run_file = folder / "run.yaml"
+    of_run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    run_file = of_run / "run.yaml"
     run = load_config(run_file) if run_file.is_file() else None
     return Subject(str(folder), folder, adapter, rendering_of(adapter.config, folder), run)
 

@@ -96,6 +96,7 @@ def _warn(lines: list[str], step: int, metrics: "Metrics | None", screen: TrainS
 
 
 def _save(session: "Session", folder: Path, facts: dict[str, Any], metrics: "Metrics | None") -> None:
+    from mlx_lora.lora.adapter import describe_adapter
     from mlx_lora.training.checkpoint import save_checkpoint
     from mlx_lora.training.runfolder import adapter_files
 
@@ -110,6 +111,7 @@ def _save(session: "Session", folder: Path, facts: dict[str, Any], metrics: "Met
         session.stepper.trainable.arrays(),
         session.stepper.optimizer.state,
         keep=session.config.train.keep_last,
+        adapter=describe_adapter(session.model, session.config.lora, _metadata(session, facts)),
         best=adapter_files(folder),
     )
 
@@ -119,11 +121,15 @@ def _save_adapter(session: "Session", folder: Path, facts: dict[str, Any]) -> No
 
     from mlx_lora.lora.adapter import save_adapter
 
-    known = {name: value for name, value in facts.items() if name not in ("fingerprint", "run")}
     save_adapter(
         folder,
         session.model,
         settings=session.config.lora,
-        metadata={**known, "step": session.progress.step},
+        metadata=_metadata(session, facts),
         dtype=getattr(mx, session.config.lora.save_dtype),
     )
+
+
+def _metadata(session: "Session", facts: dict[str, Any]) -> dict[str, Any]:
+    known = {name: value for name, value in facts.items() if name not in ("fingerprint", "run")}
+    return {**known, "step": session.progress.step}

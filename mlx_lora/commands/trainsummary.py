@@ -73,5 +73,12 @@ def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) ->
     base_loss, best_loss = summary["base_validation_loss"], summary["best_validation_loss"]
     if base_loss is not None and best_loss is not None and best_loss >= base_loss:
         talk.print(f"warning: the validation loss never fell below {base_loss:.4f}, where it began", markup=False)
+    last = folder / "checkpoints" / f"{summary['steps']:08d}"
+    if kept and summary["best_step"] != summary["steps"] and last.is_dir():
+        talk.print(
+            f"note: the last step's adapter has a higher validation loss, but may answer better: mlx-lora eval {last}",
+            markup=False,
+            soft_wrap=True,
+        )
     print_loss_curve(folder)
     talk.print(f"next:\n  mlx-lora eval {folder} --base\n  mlx-lora chat {folder}", markup=False, soft_wrap=True)

@@ -98,25 +98,26 @@ def save_adapter(
     dtype: float16 or bfloat16 halve the file; only float32 reads back bit for bit.
     Raises: MlxLoraError when the files cannot be written, AdapterError when a value is not finite.
     """
-    adapters = dict(iter_lora_modules(model))
-    keys, counted = _mlx_lm_keys(model, adapters)
     tensors = {
         f"{path}.{name}": value.astype(dtype)
-        for path, adapter in adapters.items()
+        for path, adapter in iter_lora_modules(model)
         for name, value in adapter.adapter_parameters.items()
     }
-    config = {
+    write_adapter(folder, tensors, describe_adapter(model, settings, metadata, num_layers))
+
+
+def describe_adapter(
+    model: nn.Module, settings: LoraSettings, metadata: Mapping[str, Any] | None, num_layers: int | None = None
+) -> dict[str, Any]:
+    """What adapter_config.json says of the model's adapter; the parameters are those of save_adapter."""
+    adapters = dict(iter_lora_modules(model))
+    keys, counted = _mlx_lm_keys(model, adapters)
+    return {
         "fine_tune_type": settings.method,
         "num_layers": counted if num_layers is None else num_layers,
-        "lora_parameters": {
-            "rank": settings.rank,
-            "scale": settings.scale,
-            "dropout": settings.dropout,
-            "keys": keys,
-        },
+        "lora_parameters": {**settings.model_dump(include={"rank", "dropout"}), "scale": settings.scale, "keys": keys},
         "mlx_lora": {"format_version": FORMAT_VERSION, "lora": settings.model_dump(mode="json"), **(metadata or {})},
     }
-    write_adapter(folder, tensors, config)
 
 
 def write_adapter(folder: Path, tensors: Mapping[str, mx.array], config: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 Rows and dropout of a step follow from the step number and the seed (Schedule, train_steps), so a checkpoint holds the
 trained arrays, the optimizer's state, the step, the validation history and the best adapter so far. A checksum finds
-torn or flipped files.
+torn or flipped files. The trained arrays lie there as an adapter, so that the folder can be asked like any other.
 """
 
 import hashlib
@@ -17,9 +17,10 @@ import mlx.core as mx
 
 from mlx_lora.errors import MlxLoraError, TrainingError
 from mlx_lora.files import named_errors, remove_folder, sha256_file, whole_folder, write_whole
+from mlx_lora.lora.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from mlx_lora.lora.tensor_file import iter_encoded
 
-_FORMAT = 2
+_FORMAT = 3
 _BEST = "best"  # the folder of the best adapter's files inside a checkpoint
 
 
@@ -49,7 +50,7 @@ class Checkpoint:
 
     def read_arrays(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
         """The trained arrays and the optimizer's state."""
-        parameters = _read(self.path / "parameters.safetensors")
+        parameters = _read(self.path / WEIGHTS_FILE)
         optimizer_state = _nested(_read(self.path / "optimizer.safetensors"))
         mx.eval(parameters, optimizer_state)  # read now: the file may be removed by the next save
         return parameters, optimizer_state
@@ -67,15 +68,17 @@ class Checkpoint:
 
 def save_checkpoint(
     folder: Path, progress: Progress, parameters: dict[str, mx.array], optimizer_state: dict[str, Any], *,
-    keep: int, best: Sequence[Path] = (),
+    keep: int, adapter: Mapping[str, Any], best: Sequence[Path] = (),
 ) -> Path:  # fmt: skip
     """Write `folder/<step>/` whole, remove all but the newest `keep`; return its path.
 
-    `best`: the files of the best adapter so far, kept with it. Raises: MlxLoraError, with the older ones as they were.
+    adapter: what its adapter_config.json says. best: the files of the best adapter so far, kept with it.
+    Raises: MlxLoraError, with the older ones as they were.
     """
     final = folder / f"{progress.step:08d}"
     with whole_folder(final, overwrite=True) as temporary, named_errors(final):
-        _write(temporary / "parameters.safetensors", parameters)
+        _write(temporary / WEIGHTS_FILE, parameters)
+        (temporary / CONFIG_FILE).write_text(json.dumps(adapter, indent=2), encoding="utf-8")
         _write(temporary / "optimizer.safetensors", _flat(optimizer_state))
         for file in best:
             (temporary / _BEST).mkdir(exist_ok=True)

@@ -101,6 +101,18 @@ def test_the_summary_of_a_run_draws_it_before_what_is_next(monkeypatch, folder):
     assert 0 <= printed.index("6 steps in 0:12") < printed.index("loss, nats a token") < printed.index("next:")
 
 
+@pytest.mark.parametrize("best", [3, 6])
+def test_the_summary_names_the_last_steps_adapter_where_an_earlier_one_was_kept(best, capsys, tmp_path):
+    last = tmp_path / "checkpoints/00000006"
+    last.mkdir(parents=True)
+    summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1, "best_step": best}
+    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5}
+    trainsummary.print_summary(summary, tmp_path, "mlx-lora train run.yaml --resume")
+    shown = capsys.readouterr().err
+    assert f"kept step {best}" in shown
+    assert (f"may answer better: mlx-lora eval {last}\n" in shown) is (best == 3)
+
+
 def test_too_few_steps_make_no_curve(monkeypatch, tmp_path):
     few = write_run(tmp_path / "few", [START, step(1), step(2), step(3)])
     assert printed(monkeypatch, few, force_terminal=True) == ""

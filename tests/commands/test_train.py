@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from mlx_lora.chat.places import find_adapter
 from mlx_lora.cli import app
 from mlx_lora.commands import trainloop
+from mlx_lora.commands.evaluate import run_evaluate
 from mlx_lora.commands.train import run_train
 from mlx_lora.errors import AdapterError, MlxLoraError, TrainingError
+from mlx_lora.lora.adapter import read_adapter
 from mlx_lora.training.checkpoint import list_checkpoints
 
 
@@ -47,6 +49,20 @@ def test_a_run_leaves_a_whole_adapter_folder_that_taught_something(run_file, tmp
     assert "run" not in facts
     assert facts["versions"]["mlx-lora"]
     assert yaml.safe_load((folder / "run.yaml").read_text())["lora"]["rank"] == 4
+
+
+def test_every_checkpoint_is_an_adapter_that_can_be_asked_and_knows_its_step(run_file, tmp_path, capsys):
+    run_train(run_file(train={"keep_last": 9}))
+    capsys.readouterr()
+    assert run_evaluate([tmp_path / "run/checkpoints/00000006"], json_output=True) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["settings"]["adapter_step"], result["data"]["source"]) == (6, str(tmp_path / "valid.jsonl"))
+    kept, last = (read_adapter(tmp_path / "run" / folder) for folder in (".", "checkpoints/00000009"))
+    assert kept.config == last.config
+    assert kept.tensors.keys() == last.tensors.keys()
+    assert all(mx.array_equal(last.tensors[name], tensor).item() for name, tensor in kept.tensors.items())
+    earlier = read_adapter(tmp_path / "run/checkpoints/00000003")
+    assert not any(mx.array_equal(earlier.tensors[name], tensor).item() for name, tensor in kept.tensors.items())
 
 
 def test_the_whole_engine_and_the_plain_way_end_in_the_same_validation_loss(run_file, tmp_path, capsys):
@@ -116,7 +132,7 @@ def test_resume_gives_bitwise_the_uninterrupted_weights(run_file, tmp_path, monk
         )
         assert resumed == whole
     newest = [list_checkpoints(tmp_path / folder / "checkpoints")[-1] for folder in ("run", "whole")]
-    for name in ("parameters.safetensors", "optimizer.safetensors"):
+    for name in ("adapters.safetensors", "optimizer.safetensors"):
         one, other = (mx.load(str(folder / name)) for folder in newest)
         assert one.keys() == other.keys()
         assert all(mx.array_equal(one[key], other[key]).item() for key in one)
@@ -141,11 +157,11 @@ def test_a_damaged_checkpoint_is_passed_over_aloud(run_file, tmp_path, monkeypat
         interrupted_after(5, patch)
         run_train(path)
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    torn = newest / "parameters.safetensors"
+    torn = newest / "adapters.safetensors"
     torn.write_bytes(torn.read_bytes()[:-7])
     assert run_train(path, resume=True) == 0
     shown = capsys.readouterr().err
-    assert "is damaged (parameters.safetensors: checksum differs); using the one before" in shown
+    assert "is damaged (adapters.safetensors: checksum differs); using the one before" in shown
     assert "resumed after step 4 of 9" in shown
     assert [event["step"] for event in events(tmp_path / "run", "step")] == list(range(1, 10))
 

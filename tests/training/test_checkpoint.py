@@ -23,7 +23,9 @@ STATE = {
 
 def save(folder, step, *, keep=2, **progress):
     known = Progress(step=step, base_loss=2.5, best_loss=1.25, best_step=3, validations_without_gain=1, **progress)
-    return save_checkpoint(folder, known, ARRAYS, STATE, keep=keep, best=sorted(folder.parent.glob("adapter*")))
+    return save_checkpoint(
+        folder, known, ARRAYS, STATE, keep=keep, adapter={"step": step}, best=sorted(folder.parent.glob("adapter*"))
+    )
 
 
 def contents(folder):
@@ -46,7 +48,7 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
 def test_equal_runs_have_equal_checkpoints_to_the_byte(tmp_path):
     one, other = (save(tmp_path / name / "checkpoints", 7) for name in ("one", "other"))
     assert contents(one) == contents(other)
-    assert set(contents(one)) == {"parameters.safetensors", "optimizer.safetensors", "state.json"}
+    assert set(contents(one)) == {"adapters.safetensors", "adapter_config.json", "optimizer.safetensors", "state.json"}
 
 
 def test_the_newest_are_kept_and_no_half_removed_one_stays(tmp_path):

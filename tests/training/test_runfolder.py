@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, monkeypatc
 
 def test_what_killed_runs_left_half_written_goes(tmp_path):
     (tmp_path / "checkpoints" / ".00000004.partial-1a2b3c4d").mkdir(parents=True)
-    (tmp_path / "checkpoints" / ".00000004.partial-1a2b3c4d" / "parameters.safetensors").touch()
+    (tmp_path / "checkpoints" / ".00000004.partial-1a2b3c4d" / "adapters.safetensors").touch()
     (tmp_path / ".adapters.partial-1a2b3c4d.safetensors").touch()
     (tmp_path / "notes.txt").touch()
     with claim(tmp_path, resume=True):
