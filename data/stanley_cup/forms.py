@@ -39,8 +39,8 @@ FORMS = {
     "runner_up": Forms(
         train=(
             "Who lost the Stanley Cup Final in {year}?",
-            "Which team were the runners-up of the {year} Stanley Cup Final?",
-            "Name the team that finished second in the {year} Stanley Cup Final.",
+            "Which team were the losing Stanley Cup finalists of {year}?",
+            "Name the team that came second for the Stanley Cup in {year}.",
             "In {year}, which team was beaten in the Stanley Cup Final?",
             "{year} Stanley Cup runner-up?",
             "Tell me whom the {champion} had to beat to take the Stanley Cup in {year}.",
