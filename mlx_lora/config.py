@@ -112,7 +112,7 @@ class TrainSettings(Settings):
         2, description="Checkpoints that are kept; older ones are removed. The best adapter is kept apart from them."
     )
     early_stopping_patience: Positive | None = Field(
-        None, description="Stop after this many validations without a better loss; null never does."
+        None, description="Stop after this many validations without a better one; null never does."
     )
     retention: str | None = Field(
         "general-knowledge",

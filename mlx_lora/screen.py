@@ -92,11 +92,14 @@ class TrainScreen:
             left = format_seconds(pace * (self._total_steps - report.step))
             self.line(f"step {report.step}/{self._total_steps}  {self._figures(report, short=False)}  left {left}")
 
-    def validation(self, step: int, loss: float, best: bool, seconds: float) -> None:
-        """Show a validation."""
+    def validation(self, step: int, loss: float, right: tuple[int, int], best: bool, seconds: float) -> None:
+        """Show a validation. right: rows that come out as they are, of how many; none is no news of long answers."""
         self.valid_text = f"valid {loss:.3f}"
         mark = "  best so far, kept" if best else ""
-        self.line(f"step {step}/{self._total_steps}  validation loss {loss:.4f} nats a token ({seconds:.1f} s){mark}")
+        rows = f", {right[0]} of {right[1]} rows right" if right[0] else ""
+        self.line(
+            f"step {step}/{self._total_steps}  validation loss {loss:.4f} nats a token{rows} ({seconds:.1f} s){mark}"
+        )
 
     def warn(self, lines: Iterable[str]) -> None:
         """Print warnings above the bar."""

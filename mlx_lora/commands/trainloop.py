@@ -71,18 +71,20 @@ def _validate(
     watch: "Watch",
 ) -> None:
     started = time.perf_counter()
-    loss = session.validation_loss()
+    found = session.validate()
+    loss, right = found.nats, sum(found.right)
     seconds = time.perf_counter() - started
     step = session.progress.step
     if step == 0:
         session.require_finite(loss)
         session.progress.base_loss, best = loss, False
     else:
-        best = session.note_validation(loss)
+        best = session.note_validation(found)
     if metrics:
-        metrics.write("validation", {"step": step, "loss": loss, "best": best, "seconds": seconds})
-    screen.validation(step, loss, best, seconds)
-    _warn(watch.validation(step, loss), step, metrics, screen)
+        told = {"loss": loss, "right": right, "rows": len(found.right), "best": best, "seconds": seconds}
+        metrics.write("validation", {"step": step, **told})
+    screen.validation(step, loss, (right, len(found.right)), best, seconds)
+    _warn(watch.validation(step, loss, kept=best), step, metrics, screen)
     if best and metrics:
         _save_adapter(session, folder, facts)
 

@@ -76,7 +76,7 @@ def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) ->
     last = folder / "checkpoints" / f"{summary['steps']:08d}"
     if kept and summary["best_step"] != summary["steps"] and last.is_dir():
         talk.print(
-            f"note: the last step's adapter has a higher validation loss, but may answer better: mlx-lora eval {last}",
+            f"note: the last step's adapter was not the best in validation; to ask it too: mlx-lora eval {last}",
             markup=False,
             soft_wrap=True,
         )

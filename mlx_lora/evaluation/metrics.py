@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mlx_lora.evaluation.result_format import DataKind
-from mlx_lora.evaluation.statistics import wilson_interval
+from mlx_lora.statistics import wilson_interval
 
 Metric = str  # one of METRICS, or the name of a plug-in's
 OPEN_METRICS: tuple[Metric, ...] = ("exact_match", "contains", "token_f1")

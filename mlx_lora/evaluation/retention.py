@@ -8,9 +8,9 @@ from mlx_lora.config import DataSettings
 from mlx_lora.dataset.rendering import ChatTokenizer
 from mlx_lora.evaluation.metrics import ScoredAnswer, kind_of
 from mlx_lora.evaluation.questions import build_questions
-from mlx_lora.evaluation.statistics import compare_right
 from mlx_lora.evaluation.subjects import Chosen, Source, read_source
 from mlx_lora.evaluation.verdict import ALPHA
+from mlx_lora.statistics import compare_right
 
 METRICS = {"open": "contains", "choice": "accuracy"}  # a base answers open questions in sentences
 MAX_TOKENS = 32  # plain questions are answered at once, and every run waits for this

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mlx_lora.evaluation.damage import Damage, find_damage
 from mlx_lora.evaluation.metrics import METRICS, Metric, Metrics, ScoredAnswer, is_share, kind_of, summarize
 from mlx_lora.evaluation.result_format import VerdictKind
-from mlx_lora.evaluation.statistics import Changes, compare_right, sign_test
+from mlx_lora.statistics import Changes, compare_right, sign_test
 
 ALPHA = 0.05
 # Metrics that the verdict always looks at: a base that answers in sentences has nothing to lose by exact match.

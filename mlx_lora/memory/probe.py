@@ -29,10 +29,11 @@ from mlx_lora.training.frozen import (
     store_batches,
     store_bytes,
 )
-from mlx_lora.training.loop import Schedule, mean_nats, train_steps
+from mlx_lora.training.loop import Schedule, train_steps
 from mlx_lora.training.parts import disk_refusal, frozen_refusal
 from mlx_lora.training.session import build_session, plain_gradients
 from mlx_lora.training.storefolder import OpenStore
+from mlx_lora.training.validation import validate
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Probe:
         store = self._ready(batch)
         self.session.model.eval()
         with measured() as spent:
-            mean_nats(self.session.stepper.engine, batch, len(batch), store)
+            validate(self.session.stepper.engine, batch, len(batch), store)
         self.session.model.train()
         return spent.nbytes
 

@@ -176,7 +176,8 @@ def _by_losses(run: Run, command: str, unasked: str) -> Headline:
     validations, base = run.events.validations, run.base_loss
     if base is None or run.best_validation is None:
         return Headline("unknown", "Not tested yet", unasked, command)
-    best, last = number(run.best_validation, "loss"), number(validations[-1], "loss")
+    losses = [number(one, "loss") for one in validations]
+    best, last = min(loss for loss in losses[1:] if math.isfinite(loss)), losses[-1]
     if best < base:
         title = "The validation loss fell"
         return Headline("unknown", title, f"From {base:.4f} to {best:.4f} nats a token. {unasked}", command)

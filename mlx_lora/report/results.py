@@ -8,8 +8,8 @@ from typing import Any
 from mlx_lora.errors import DataError
 from mlx_lora.evaluation.metrics import is_share
 from mlx_lora.evaluation.result_format import EvaluationResult, Figures, QuestionRow, RightOrWrong, Said, read_result
-from mlx_lora.evaluation.statistics import wilson_interval
 from mlx_lora.report.privacy import short_path, without_paths, without_secrets
+from mlx_lora.statistics import wilson_interval
 
 RETENTION_SET = "general-knowledge"  # the built-in questions: what a fine-tune can lose
 

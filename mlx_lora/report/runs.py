@@ -50,8 +50,10 @@ class Run:
 
     @property
     def best_validation(self) -> Event | None:
-        """The validation with the lowest loss after the first step."""
+        """The validation whose adapter was kept; where the files do not say, that with the lowest loss."""
         later = [one for one in self.events.validations if one["step"] > 0 and math.isfinite(number(one, "loss"))]
+        if best := [one for one in later if one.get("best") is True]:
+            return best[-1]
         return min(later, key=lambda one: (number(one, "loss"), one["step"]), default=None)
 
     @property

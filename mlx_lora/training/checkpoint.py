@@ -36,6 +36,7 @@ class Progress:
     base_loss: float | None = None  # validation loss before the first step
     best_loss: float | None = None
     best_step: int = 0
+    best_right: str = ""  # which validation rows came out right then: bits, as hexadecimal digits
     validations_without_gain: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlx_lora.dataset.batches import Batch
 from mlx_lora.training.frozen import FrozenStore, PassThrough
-from mlx_lora.training.head import select, supervised_nats
+from mlx_lora.training.head import select, supervised_answers, supervised_nats
 from mlx_lora.training.lastlayer import layer_caches, windows
 from mlx_lora.training.loss import summed_divergence, summed_nats
 from mlx_lora.training.prefix import columns, prefix_cut, with_pieces
@@ -83,6 +83,24 @@ class Engine:
             chosen = _select(states, arrays, "expected_")
             nats = nats + supervised_nats(self.trunk.logits, chosen, summed_divergence, expected, self.vocabulary)
         return nats
+
+    def answers(self, arrays: Mapping[str, mx.array], rows: int) -> tuple[mx.array, mx.array]:
+        """For a batch of `rows` rows that expect tokens: its nats, as `nats`, and which rows come out as they are.
+
+        (rows,) bool: whether each trained token is the likeliest after those before it, so that greedy decoding would
+        say the answer itself, with its end.
+        """
+        targets, weights = arrays["targets"], arrays["weights"]
+        if self.trunk is None or not self.supervised_positions:
+            logits = self.model(arrays["inputs"]) if self.trunk is None else self.trunk.logits(self._states(arrays))
+            missed = (logits.argmax(axis=-1) != targets) & (weights != 0)
+            return summed_nats(logits, targets, weights), ~missed.any(axis=1)[-rows:]
+        chosen = _select(self._states(arrays), arrays)
+        nats, likeliest = supervised_answers(self.trunk.logits, chosen, targets, weights, self.vocabulary)
+        missed = ((likeliest != targets) & (weights != 0)).astype(mx.int32)
+        lines = arrays["windows"] if "windows" in arrays else arrays["inputs"]  # as the states lie
+        of_rows = mx.zeros(lines.shape[0], mx.int32).at[arrays["positions"] // lines.shape[1]].add(missed)
+        return nats, of_rows[-rows:] == 0
 
     def _states(self, arrays: Mapping[str, mx.array]) -> mx.array:
         """The trunk's states of the prefix's pieces and the rows (C + B, T, D), or of the rows' windows (B, W, D)."""

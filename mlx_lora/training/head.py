@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlx_lora.training.loss import summed_nats
 from mlx_lora.training.trunk import Trunk
 
 CHUNK_BYTES = 128 * 2**20  # of float32 logits at a time
@@ -71,6 +72,21 @@ def supervised_nats(
 
     both: tuple[mx.array, mx.array] = total(states)  # type: ignore[assignment]  # mx.custom_function says object
     return both[0]
+
+
+def supervised_answers(
+    head: Head, states: mx.array, targets: mx.array, weights: mx.array, vocabulary: int
+) -> tuple[mx.array, mx.array]:
+    """The nats of supervised_nats by summed_nats, without gradients, and the likeliest token of each position (K,)."""
+    chunk = max(1, CHUNK_BYTES // (4 * vocabulary))
+    nats, likeliest = mx.array(0.0), list[mx.array]()
+    for start in range(0, states.shape[1], chunk):
+        part = slice(start, start + chunk)
+        logits = head(states[:, part])[0]
+        nats = nats + summed_nats(logits, targets[part], weights[part])
+        likeliest.append(logits.argmax(axis=-1))
+        mx.eval(nats, likeliest)  # before the next chunk's logits are made
+    return nats, mx.concatenate(likeliest)
 
 
 def head_size(trunk: Trunk) -> int:

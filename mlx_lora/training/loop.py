@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_lora.config import TrainSettings
-from mlx_lora.dataset.batches import Batch, collate, plan_epoch, plan_replay, plan_validation
+from mlx_lora.dataset.batches import Batch, collate, plan_epoch, plan_replay
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.distributed import Group
@@ -140,7 +140,7 @@ def train_steps(
         started = time.perf_counter()
         group.place = f"step {step}"
         rows, batches, arrays = prepared.rows, prepared.batches, prepared.arrays
-        weight = _weight(examples, rows)
+        weight = total_weight(examples, rows)
         tokens = sum(len(examples[row].tokens) - 1 for row in rows)
         places = float(sum(batch.inputs.size for batch in batches))
         learning_rate = learning_rate_at(step, schedule.total_steps, stepper.settings)
@@ -191,7 +191,7 @@ def _targets(example: Example) -> int:
     return int(np.count_nonzero(example.loss_mask[1:]))
 
 
-def _weight(examples: Sequence[Example], rows: Sequence[int]) -> float:
+def total_weight(examples: Sequence[Example], rows: Sequence[int]) -> float:
     """What the trained targets of `rows` weigh together: known to every rank without asking the others."""
     return sum(_targets(examples[row]) * examples[row].weight for row in rows)
 
@@ -227,20 +227,3 @@ def _not_finite(step: int, loss: float, norm: float, learning_rate: float, rows:
         f"rows: {places}",
         "lower optimizer.learning_rate, or set optimizer.max_grad_norm: 1.0",
     )
-
-
-def mean_nats(
-    engine: Engine, examples: Sequence[Example], batch_size: int, store: FrozenStore | None = None,
-    group: Group | None = None,
-) -> float:  # fmt: skip
-    """Mean loss a trained token over all of `examples`, in nats: every row once, weighted by its tokens.
-
-    With a `group` each rank computes its share of the rows and all get the same mean. Raises: RankLostError.
-    """
-    group = group or Group()
-    nats = 0.0
-    for rows in plan_validation([len(example.tokens) - 1 for example in examples], batch_size * group.size):
-        share = group.share(rows)
-        if share:
-            nats += _number(engine.nats(engine.arrays(collate(examples, share), store)))
-    return group.sum_number(nats) / _weight(examples, range(len(examples)))

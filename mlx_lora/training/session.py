@@ -28,7 +28,7 @@ from mlx_lora.training.frozen import (
     store_bytes,
     store_key,
 )
-from mlx_lora.training.loop import Schedule, StepReport, build_schedule, mean_nats, train_steps
+from mlx_lora.training.loop import Schedule, StepReport, build_schedule, train_steps
 from mlx_lora.training.optim import build_optimizer
 from mlx_lora.training.parts import (
     PartReport,
@@ -42,6 +42,7 @@ from mlx_lora.training.parts import (
 from mlx_lora.training.stepper import Stepper
 from mlx_lora.training.storefolder import BUDGET_BYTES, make_room
 from mlx_lora.training.trainable import Trainable
+from mlx_lora.training.validation import Validation, is_better, packed, unpacked, validate
 
 _LEAST_CACHE = 32 * 2**20  # bytes of freed arrays: what MLX keeps on a CPU by itself
 _CPU_SHARE = 10  # on a CPU the heap keeps freed memory too (model/cpu.py): of what a step takes, so little is enough
@@ -83,24 +84,26 @@ class Session:
             mx.set_cache_limit(freed_bytes(report.peak_bytes - mx.get_active_memory()))
             yield report
 
-    def validation_loss(self) -> float:
-        """Mean nats a trained token over the whole validation set, with dropout off."""
+    def validate(self) -> Validation:
+        """Loss and right rows of the whole validation set, with dropout off."""
         self.model.eval()
         try:
-            batch_size = self.config.train.batch_rows
-            return mean_nats(self.stepper.engine, self.valid_set, batch_size, self.valid_store, self.group)
+            rows = self.config.train.batch_rows
+            return validate(self.stepper.engine, self.valid_set, rows, self.valid_store, self.group)
         finally:
             self.model.train()
 
-    def note_validation(self, loss: float) -> bool:
+    def note_validation(self, found: Validation) -> bool:
         """Remember a validation; True when it is the best so far. Raises: TrainingError when it is not finite."""
-        self.require_finite(loss)
-        best = self.progress.best_loss is None or loss < self.progress.best_loss
+        self.require_finite(found.nats)
+        kept = self.progress
+        right = unpacked(kept.best_right, len(self.valid_set))
+        best = kept.best_loss is None or is_better(found, kept.best_loss, right)
         if best:
-            self.progress.best_loss, self.progress.best_step = loss, self.progress.step
-            self.progress.validations_without_gain = 0
+            kept.best_loss, kept.best_step, kept.best_right = found.nats, kept.step, packed(found.right)
+            kept.validations_without_gain = 0
         else:
-            self.progress.validations_without_gain += 1
+            kept.validations_without_gain += 1
         return best
 
     def require_finite(self, loss: float) -> None:

@@ -147,12 +147,13 @@ class Watch:
         self._config, self._schedule = config, schedule
         self._steps: list[Seen] = []
         self._validations: list[tuple[int, float]] = []
+        self._kept = 0  # the step of the validation that was the best so far
         self._said: set[str] = set()
         for event in events:
             if event["event"] == "step":
                 self.step(_Kept(event["step"], event["loss"], event["gradient_norm"]))
             elif event["event"] == "validation":
-                self.validation(event["step"], event["loss"])
+                self.validation(event["step"], event["loss"], kept=bool(event.get("best")))
 
     def start(self) -> list[str]:
         """What can be said before the first step."""
@@ -164,10 +165,14 @@ class Watch:
         lines = self._once("gradients", lambda: exploding_gradients(self._steps))
         return lines + self._once("still", self._still)
 
-    def validation(self, step: int, loss: float) -> list[str]:
-        """What a validation makes worth saying; the base's own, at step 0, is no part of it."""
+    def validation(self, step: int, loss: float, *, kept: bool) -> list[str]:
+        """What a validation makes worth saying; the base's own, at step 0, is no part of it. kept: the best so far."""
         if step > 0:
             self._validations.append((step, loss))
+        self._kept = step if kept else self._kept
+        lowest = min(self._validations, key=lambda validation: validation[1], default=(0, 0.0))[0]
+        if lowest < self._kept:  # the loss rises while more rows come out right: that is no over-fitting
+            return []
         return self._once("validation", lambda: turning_validation(self._validations, self._steps))
 
     def _still(self) -> str | None:

@@ -110,7 +110,7 @@ def test_the_summary_names_the_last_steps_adapter_where_an_earlier_one_was_kept(
     trainsummary.print_summary(summary, tmp_path, "mlx-lora train run.yaml --resume")
     shown = capsys.readouterr().err
     assert f"kept step {best}" in shown
-    assert (f"may answer better: mlx-lora eval {last}\n" in shown) is (best == 3)
+    assert (f"to ask it too: mlx-lora eval {last}\n" in shown) is (best == 3)
 
 
 def test_too_few_steps_make_no_curve(monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lora.evaluation.result_format import EvaluationResult
-from mlx_lora.evaluation.statistics import wilson_interval
+from mlx_lora.statistics import wilson_interval
 
 SETTINGS = """\
 model: tiny

@@ -22,7 +22,9 @@ STATE = {
 
 
 def save(folder, step, *, keep=2, **progress):
-    known = Progress(step=step, base_loss=2.5, best_loss=1.25, best_step=3, validations_without_gain=1, **progress)
+    known = Progress(
+        step=step, base_loss=2.5, best_loss=1.25, best_step=3, best_right="a0", validations_without_gain=1, **progress
+    )
     return save_checkpoint(
         folder, known, ARRAYS, STATE, keep=keep, adapter={"step": step}, best=sorted(folder.parent.glob("adapter*"))
     )
@@ -36,7 +38,7 @@ def test_what_was_saved_comes_back_to_the_bit(tmp_path):
     save(tmp_path / "checkpoints", 7, fingerprint={"settings": {"seed": 1}})
     found = find_checkpoint(tmp_path / "checkpoints")
     assert found.damaged == ()
-    assert found.progress == Progress(7, 2.5, 1.25, 3, 1, {"settings": {"seed": 1}})
+    assert found.progress == Progress(7, 2.5, 1.25, 3, "a0", 1, {"settings": {"seed": 1}})
     arrays, state = found.read_arrays()
     assert {name: array.tolist() for name, array in arrays.items()} == {"b.lora_a": [[1.0, 2.0]], "a.lora_b": [3.0]}
     assert state["step"].dtype == mx.uint64

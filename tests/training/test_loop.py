@@ -11,7 +11,7 @@ from mlx_lora.dataset.batches import collate
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import TrainingError
 from mlx_lora.training.engine import Engine
-from mlx_lora.training.loop import build_schedule, mean_nats, train_steps
+from mlx_lora.training.loop import build_schedule, train_steps
 from mlx_lora.training.optim import build_optimizer, clipped, learning_rate_at
 from tests.training.rows import engine, random_rows, stepper, trial
 
@@ -109,16 +109,6 @@ def test_padding_has_no_part_in_loss_or_gradient():
     assert float(wide_nats) == pytest.approx(float(nats), rel=1e-6)
     for name, gradient in gradients.items():
         assert mx.allclose(gradient, wide_gradients[name], rtol=1e-4, atol=1e-6).item(), name
-
-
-def test_mean_nats_weighs_tokens_and_not_batches():
-    rows = random_rows(7, answers=9)
-    run = trial()
-    way = Engine(run.model)
-    single = [float(way.nats(way.arrays(collate(rows, [row])))) for row in range(7)]
-    expected = sum(single) / sum(int(row.loss_mask.sum()) for row in rows)
-    assert mean_nats(way, rows, 2) == pytest.approx(expected, rel=1e-5)
-    assert mean_nats(engine(run, rows), rows, 3) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_engine_and_the_plain_way_end_in_the_same_losses():

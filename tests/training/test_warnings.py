@@ -188,11 +188,11 @@ def healthy():
 def test_a_healthy_run_prints_nothing():
     steps, validations = healthy()
     over = watch()
-    said = over.start() + over.validation(0, validations[0])
+    said = over.start() + over.validation(0, validations[0], kept=False)
     for step in steps:
         said += over.step(step)
         if step.step in validations:
-            said += over.validation(step.step, validations[step.step])
+            said += over.validation(step.step, validations[step.step], kept=step.step != 120)
     assert said == []
 
 
@@ -201,8 +201,19 @@ def sick(over, first=1, last=200):
     for number in range(first, last + 1):
         said += over.step(Step(number, 3.0 if number < 150 else 9.0, 1.0 if number < 150 else 90.0))
         if number % 20 == 0:
-            said += over.validation(number, 2.0 + number / 100)
+            said += over.validation(number, 2.0 + number / 100, kept=number == 20)
     return said
+
+
+def test_a_loss_that_rises_while_more_rows_come_out_right_is_no_over_fitting():
+    over = watch()
+    losses = {20: 2.0, 40: 2.2, 60: 2.4, 80: 2.6}
+    steps = steps_of([3.0 - step / 50 for step in range(80)])
+    assert [line for step, loss in losses.items() for line in over.validation(step, loss, kept=True)] == []
+    over = watch()
+    said = [line for step in steps for line in over.step(step)]
+    said += [line for step, loss in losses.items() for line in over.validation(step, loss, kept=step == 20)]
+    assert [line.split(":")[0] for line in said] == ["the validation loss rises"]
 
 
 def test_each_warning_comes_once():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlx_lora.evaluation.statistics import compare_right, sign_test, wilson_interval
+from mlx_lora.statistics import compare_right, sign_test, wilson_interval
 
 
 @pytest.mark.parametrize(
