@@ -19,6 +19,7 @@ from mlx_lora.errors import DataError, MlxLoraError, TrainingError
 from mlx_lora.training import storefolder
 from mlx_lora.training.checkpoint import find_checkpoint, list_checkpoints
 from mlx_lora.training.runfolder import claimed_folder
+from mlx_lora.training.validation import Validation
 from tests.commands.test_train import events, interrupted_after
 
 CLOCK = ("seconds", "peak_bytes")
@@ -287,7 +288,9 @@ def test_the_seconds_of_a_resumed_run_are_those_of_all_its_parts(run_file, tmp_p
 
 def test_a_validation_loss_that_is_not_finite_ends_the_run(run_file, tmp_path, monkeypatch):
     losses = iter([2.0, 1.0, float("nan")])
-    monkeypatch.setattr("mlx_lora.training.session.Session.validation_loss", lambda session: next(losses))
+    monkeypatch.setattr(
+        "mlx_lora.training.session.Session.validate", lambda session: Validation(next(losses), (False,) * 4)
+    )
     with pytest.raises(TrainingError, match="step 6: the validation loss is nan"):
         run_train(run_file())
     assert find_checkpoint(tmp_path / "run" / "checkpoints").progress.best_step == 3
