@@ -8,10 +8,10 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
-import typer.core
 import typer.main
 from typer.testing import CliRunner
 
@@ -88,13 +88,17 @@ def test_help_of_every_command_answers_without_mlx_or_transformers() -> None:
         assert " ".join(words) in text
 
 
+def command_at(words: list[str]) -> Any:
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    return command
+
+
 def test_every_command_argument_and_option_says_what_it_is_for() -> None:
     silent = []
     for words in command_paths():
-        command = typer.main.get_command(app)
-        for word in words:
-            assert isinstance(command, typer.core.TyperGroup)
-            command = command.commands[word]
+        command = command_at(words)
         described = [(" ".join(words), command.help)]
         described += [(f"{' '.join(words)} {one.name}", getattr(one, "help", None)) for one in command.params]
         silent += [name for name, text in described if not (text or "").strip()]
@@ -104,10 +108,7 @@ def test_every_command_argument_and_option_says_what_it_is_for() -> None:
 def test_the_help_says_wherever_an_adapter_may_be_given_by_its_name() -> None:
     silent = []
     for words in command_paths():
-        command = typer.main.get_command(app)
-        for word in words:
-            assert isinstance(command, typer.core.TyperGroup)
-            command = command.commands[word]
+        command = command_at(words)
         named = [one for one in command.params if one.name in ("adapter", "adapters", "runs", "first")]
         silent += [words for one in named if not re.search("names? under adapters/", getattr(one, "help", None) or "")]
     assert silent == []
