@@ -90,6 +90,8 @@ class Engine:
         (rows,) bool: whether each trained token is the likeliest after those before it, so that greedy decoding would
         say the answer itself, with its end.
         """
+        if "targets" not in arrays:  # no token is expected
+            return mx.array(0.0), mx.ones(rows, mx.bool_)
         targets, weights = arrays["targets"], arrays["weights"]
         if self.trunk is None or not self.supervised_positions:
             logits = self.model(arrays["inputs"]) if self.trunk is None else self.trunk.logits(self._states(arrays))

@@ -54,6 +54,16 @@ def test_right_are_the_rows_that_greedy_decoding_says_by_every_way(family, make,
     assert validate(ways[1], rows, 4).right == truth
 
 
+def test_a_batch_in_which_nothing_is_expected_has_no_loss():
+    """Rows of the first token alone, which nothing precedes, leave the engine without positions."""
+    run, rows = trial(), random_rows(2)
+    for row in rows:
+        row.loss_mask[:] = False
+    way = engine(run, random_rows(4), ["supervised_positions"])
+    nats, right = way.answers(way.arrays(collate(rows, [0, 1])), 2)
+    assert (float(nats), right.tolist()) == (0.0, [True, True])
+
+
 def test_a_validation_weighs_tokens_and_not_batches():
     rows = random_rows(7, answers=9)
     run = trial()
