@@ -42,3 +42,11 @@ def _no_limits_of_others():
     yield
     mx.set_memory_limit(2**40)
     mx.set_cache_limit(32 * 2**20)
+
+
+@pytest.fixture
+def one_task_at_a_time():
+    """Above its limit MLX waits for each task; below, it lays out up to ten: how many depends on what else runs."""
+    before = mx.set_memory_limit(1)
+    yield
+    mx.set_memory_limit(before)

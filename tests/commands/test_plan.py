@@ -13,6 +13,7 @@ from mlx_lora.commands.train import run_train
 from mlx_lora.errors import TrainingError
 from mlx_lora.memory import fitting
 from mlx_lora.runfile import load_config
+from tests.memory.settled import settled
 from tests.tiny import save_tiny_folder
 
 assert mlx_lora
@@ -35,6 +36,7 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run.yaml"
 
 
+@pytest.mark.usefixtures("one_task_at_a_time")
 def test_plan_prints_one_object_whose_parts_add_up(
     run_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,10 +52,16 @@ def test_plan_prints_one_object_whose_parts_add_up(
     assert plan["rows"] == 16
     assert plan["largest_batch_size"]["most"] > 1000
     assert [saving["part"] for saving in plan["savings"]] == ["supervised_positions", "gradient_checkpointing"]
-    positions, checkpointing = plan["savings"]
+    positions = plan["savings"][0]
     assert positions["without"] > 1.2 * positions["with_it"]
+
     # Of two layers the last runs where a token is trained: there is little left that could be recomputed.
-    assert checkpointing["without"] == pytest.approx(checkpointing["with_it"], rel=0.1)
+    def recomputed() -> float:
+        run_plan(load_config(run_file), json_output=True)
+        (_, saving) = json.loads(capsys.readouterr().out)["savings"]
+        return saving["without"] / saving["with_it"]
+
+    assert 0.9 < settled(recomputed, 0.9, 1.1) < 1.1
 
 
 def test_plan_ends_with_one_and_settings_that_fit_where_the_run_does_not(
