@@ -12,21 +12,28 @@ from types import FrameType
 
 @dataclass
 class StopRequest:
-    """`asked` once Ctrl-C was pressed."""
+    """`asked` once Ctrl-C was pressed. `granted` once the answer ends: further presses then change nothing."""
 
     asked: bool = False
+    granted: bool = False
 
 
 @contextmanager
 def stop_on_interrupt() -> Iterator[StopRequest]:
-    """Inside, the first Ctrl-C is a request, to stop between two tokens; the second is a KeyboardInterrupt."""
+    """Inside, the first Ctrl-C is a request, to stop between two tokens; the second is a KeyboardInterrupt.
+
+    It comes once: who catches it writes down what was read, and a third would leave that half done.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
         yield request
         return
 
     def note(_signal: int, _frame: FrameType | None) -> None:
+        if request.granted:
+            return
         if request.asked:
+            request.granted = True
             raise KeyboardInterrupt
         request.asked = True
 

@@ -117,8 +117,10 @@ class Session:
                     screen.feed(piece.text, tokens)
                     if piece.done:
                         ending = Ending.of(piece.stopped, tokens, self.sampling.max_tokens)
-                    elif stop.asked:
-                        break
+                    elif not stop.asked:
+                        continue
+                    stop.granted = True  # closing waits for the token under way, and lists what the cache holds
+                    break
             except KeyboardInterrupt:  # pressed twice: the pieces end where they are
                 ending = Ending.INTERRUPTED
         screen.end(ending, Measured(tokens, rate, len(prompt) + tokens, self.voice.context, kept))

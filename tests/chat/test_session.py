@@ -1,7 +1,7 @@
 """Asking, retrying, comparing, taking back."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from mlx_lora.chat.screen import PlainScreen, Screen, TerminalScreen
 from mlx_lora.chat.session import Session, SystemPrompt
 from mlx_lora.errors import AdapterError, MlxLoraError, ModelError
 from mlx_lora.lora.rendering import Rendering
+from mlx_lora.model.stream import Piece
 from tests.chat.stand_ins import ScriptedVoice
 
 
@@ -62,6 +63,29 @@ def test_ctrl_c_twice_does_not_wait_for_the_next_token() -> None:
         assert stop.asked
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("interrupt_after", [1, 2])
+def test_ctrl_c_again_while_an_answer_is_being_stopped_loses_nothing(interrupt_after: int) -> None:
+    """Found by reading: it broke off the reader in its last step; the answer was lost, and what the cache holds."""
+    settled = []
+
+    class Settling(ScriptedVoice):
+        def _pieces(self, reply: str, limit: int) -> Generator[Piece, None, None]:
+            try:
+                yield from super()._pieces(reply, limit)
+            finally:
+                for _ in range(3):  # while the token under way is waited for
+                    signal.raise_signal(signal.SIGINT)
+                settled.append(True)
+
+    voice = Settling("Paris.")
+    voice.interrupt_after = interrupt_after
+    session = session_of(voice)
+    turn = Turn("France?", "Paris."[: 2 * interrupt_after], Ending.INTERRUPTED)
+    assert session.ask("France?") == turn
+    assert session.conversation.turns == [turn]
+    assert settled == [True]
 
 
 def test_an_answer_cut_at_max_tokens_is_kept_and_marked() -> None:
