@@ -36,15 +36,19 @@ def side_by_side(count: int, plain: Screen) -> Iterator[Callable[[str], Screen]]
         return
     columns: list[Column] = []
     console = Console(file=sys.stdout, highlight=False, emoji=False)
-    with Live(console=console, transient=True, auto_refresh=False) as live:
+    try:
+        with Live(console=console, transient=True, auto_refresh=False) as live:
 
-        def open_column(label: str) -> Screen:
-            columns.append(Column(label, lambda: live.update(_table(columns, count), refresh=True)))
-            return columns[-1]
+            def open_column(label: str) -> Screen:
+                columns.append(Column(label, lambda: live.update(_table(columns, count), refresh=True)))
+                return columns[-1]
 
-        yield open_column
-    console.print(_table(columns, count))
-    talk.print()
+            yield open_column
+    finally:  # what was answered stays, where another cannot answer too
+        shown = [column for column in columns if column.ended]
+        if shown:
+            console.print(_table(shown, count))
+            talk.print()
 
 
 @dataclass
@@ -57,6 +61,7 @@ class Column:
     _answer: str = ""
     _thinking: str = ""
     _below: str = "…"
+    ended: bool = False
 
     def begin(self, text: AnswerText) -> None:
         """A prompt goes to the model."""
@@ -83,6 +88,7 @@ class Column:
         if ending is not Ending.COMPLETE:
             facts.append(ending.value)
         self._below = " · ".join(facts)
+        self.ended = True
         self.refresh()
 
     def cell(self) -> RenderableType:

@@ -11,6 +11,7 @@ from mlx_lora.chat.columns import side_by_side
 from mlx_lora.chat.conversation import Ending
 from mlx_lora.chat.screen import Measured, PlainScreen, Screen
 from mlx_lora.console import talk
+from mlx_lora.errors import ModelError
 
 
 def say(screen: Screen, answer: str, ending: Ending = Ending.COMPLETE) -> None:
@@ -46,6 +47,21 @@ def test_two_answers_stand_side_by_side_with_what_was_measured(monkeypatch: pyte
     assert answers.index("Detroit [Red] Wings") == head.index("cup") == 42
     assert [line[42:].strip() for line in measured] == ["4 tokens · 2.0 tokens/s · cut at", "max_tokens"]
     assert [line[:42].strip() for line in measured] == ["4 tokens · 2.0 tokens/s · thought for 3", "words"]
+
+
+def test_an_answer_stays_where_the_next_one_cannot_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by reading: the columns were wiped, and with them what had been answered."""
+    terminal = put_terminal(monkeypatch)
+
+    def compare() -> None:
+        with side_by_side(2, PlainScreen()) as open_screen:
+            say(open_screen("base"), "Berlin.")
+            open_screen("cup").begin(AnswerText())
+            raise ModelError("the conversation is too long")
+
+    with pytest.raises(ModelError):
+        compare()
+    assert "Berlin." in terminal.getvalue().rpartition("\x1b[2K")[2]
 
 
 def test_three_do_not_fit_eighty_columns_and_come_one_after_the_other(
