@@ -5,7 +5,7 @@ import re
 from mlx_lora.chat.conversation import Conversation, Ending, Turn
 from mlx_lora.errors import MlxLoraError
 
-_FENCE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)
+_FENCE = re.compile(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})(.*)")  # of a code block; ```x``` in one line is none
 
 
 def markdown_transcript(conversation: Conversation, *, base: str, system: str | None, sampling: str) -> str:
@@ -23,16 +23,27 @@ def markdown_transcript(conversation: Conversation, *, base: str, system: str | 
 
 
 def _turn(turn: Turn) -> str:
-    answer = turn.shown.answer or "(no answer)"
-    if len(_FENCE.findall(answer)) % 2:
-        answer += "\n```"  # an answer cut inside a code block must not swallow what follows
     parts = [_quotation(turn.question), f"**{turn.speaker}:**"]
     if turn.shown.thinking:
-        parts.append(f"<details><summary>thinking</summary>\n\n{turn.shown.thinking}\n\n</details>")
-    parts.append(answer)
+        parts.append(f"<details><summary>thinking</summary>\n\n{_closed(turn.shown.thinking)}\n\n</details>")
+    parts.append(_closed(turn.shown.answer) or "(no answer)")
     if turn.ending is not Ending.COMPLETE:
         parts.append(f"*({turn.ending.value})*")
     return "\n\n".join(parts)
+
+
+def _closed(text: str) -> str:
+    """`text` with the code block closed that it was cut in, if any: it must not swallow what follows."""
+    fence = ""
+    for line in text.splitlines():
+        found = _FENCE.fullmatch(line)
+        if found is None:
+            continue
+        if not fence:
+            fence = found[1]
+        elif found[1].startswith(fence) and not found[2].strip():
+            fence = ""
+    return f"{text}\n{fence}" if fence else text
 
 
 def _quotation(text: str) -> str:
