@@ -66,7 +66,8 @@ class Conversation:
     def row(self, system: str | None) -> dict[str, list[Message]]:
         """The conversation as one training row in chat format, {"messages": […]}, outer space stripped.
 
-        Raises: MlxLoraError when it is empty, or when its last answer was cut short: a row would teach to stop there.
+        Raises: MlxLoraError when it is empty, when its last answer was cut short, as a row would teach to stop there,
+        or when an answer says nothing: no training reads such a row.
         """
         if not self.turns:
             raise MlxLoraError("nothing was asked yet, so there is nothing to save")
@@ -78,6 +79,12 @@ class Conversation:
             )
         if not last.answer.strip():
             raise MlxLoraError("the last answer is empty: a training row would teach the model to say nothing", "/undo")
+        empty = [str(number) for number, turn in enumerate(self.turns, 1) if not turn.answer.strip()]
+        if empty:
+            raise MlxLoraError(
+                f"answer {', '.join(empty)} is empty: training refuses a row with an answer that says nothing",
+                "/undo takes turns back from the last on, or /export FILE keeps the conversation for people",
+            )
         messages = self.messages(system)
         return {"messages": [{**message, "content": message["content"].strip()} for message in messages]}
 

@@ -79,7 +79,7 @@ def history_path() -> Path:
     """The file of past input lines: in MLX_LORA_CACHE where that is set, else in the user's state folder."""
     cache = os.environ.get("MLX_LORA_CACHE")
     if cache:
-        return Path(cache) / "chat_history"
+        return typed_path(cache) / "chat_history"
     import platformdirs
 
     return platformdirs.user_state_path("mlx-lora") / "chat_history"
@@ -98,7 +98,9 @@ def append_row(path: Path, row: Mapping[str, Any]) -> int:
     Nothing is left of a row that could not be written whole. Raises: MlxLoraError.
     """
     if path.suffix != ".jsonl":
-        raise MlxLoraError(f"{path}: rows go into a .jsonl file, one a line", f"/save {path.with_suffix('.jsonl')}")
+        named = path.name.strip(".")  # nothing is left of `.`, `..` and `/`, which no suffix makes a file
+        other = path.with_suffix(".jsonl") if named else path / "chats.jsonl"
+        raise MlxLoraError(f"{path}: rows go into a .jsonl file, one a line", f"/save {other}")
     line = json.dumps(row, ensure_ascii=False).encode("utf-8", errors="replace") + b"\n"
     with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

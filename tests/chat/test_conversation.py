@@ -52,6 +52,7 @@ def test_a_row_is_the_conversation_without_outer_space() -> None:
         ([PARIS, ROME], "stopped by Ctrl-C"),
         ([Turn("Hi", "He", Ending.LENGTH)], "cut at max_tokens"),
         ([Turn("Hi", " ")], "is empty"),
+        ([PARIS, Turn("Hi", ""), PARIS], "answer 2 is empty: training refuses"),
     ],
 )
 def test_no_row_comes_of_a_conversation_that_would_teach_a_bad_end(turns: list[Turn], fact: str) -> None:

@@ -116,6 +116,14 @@ def test_rows_go_into_jsonl_files_only(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("typed", "hint"), [(".", "chats.jsonl"), ("..", "../chats.jsonl"), ("/", "/chats.jsonl")])
+def test_a_place_without_a_name_is_refused_with_a_file_in_it(typed: str, hint: str) -> None:
+    """Found by reading: `/save .` ended the chat with a traceback."""
+    with pytest.raises(MlxLoraError, match=r"a \.jsonl file") as caught:
+        append_row(Path(typed), ROW)
+    assert caught.value.hint == f"/save {hint}"
+
+
 def test_a_folder_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "chats.jsonl"
     folder.mkdir()
@@ -131,6 +139,12 @@ def test_the_history_lies_in_the_cache_folder_and_is_its_owners_alone(
     assert path == tmp_path / "cache" / "chat_history"
     open_history(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_cache_folder_may_be_named_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MLX_LORA_CACHE", "~/cache")
+    assert history_path() == tmp_path / "cache" / "chat_history"
 
 
 def test_a_history_that_cannot_be_written_is_named(tmp_path: Path) -> None:
