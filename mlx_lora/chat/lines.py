@@ -59,11 +59,15 @@ class Command:
 def parse_line(line: str) -> Question | Command | None:
     """Read what was typed; None for nothing but space. `//x` asks `/x`; a path such as `/etc/hosts` is a question.
 
-    Raises: MlxLoraError for an unknown command, with the near names.
+    Raises: MlxLoraError for an unknown command, with the near names, and for bytes that are no text.
     """
     text = line.strip()
     if not text:
         return None
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # the prompt passes such bytes on as halves of characters
+        raise MlxLoraError("what was typed is not UTF-8", "is your terminal set to UTF-8?") from error
     if text.startswith("//"):
         return Question(text[1:])
     match = _COMMAND.fullmatch(text)

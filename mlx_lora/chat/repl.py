@@ -71,11 +71,19 @@ class Repl:
         try:
             entry = parse_line(line)
             if isinstance(entry, Command):
-                self._actions[entry.name](entry.argument)
+                self._carry_out(entry)
             elif entry is not None:
                 self.session.ask(entry.text)
         except MlxLoraError as error:
             print_error(error)
+
+    def _carry_out(self, command: Command) -> None:
+        if command.argument and not COMMANDS[command.name].arguments:
+            raise MlxLoraError(
+                f"/{command.name} takes nothing after it, and got {shorten(command.argument, 60, placeholder='…')}",
+                f"/{command.name} alone does it (begin with // to ask the line as a question)",
+            )
+        self._actions[command.name](command.argument)
 
     def _header(self) -> None:
         voice = self.session.voice
@@ -92,9 +100,11 @@ class Repl:
         talk.print(f"/help: commands · {_KEYS}\n", style="dim")
 
     def _describe_adapter(self) -> str:
-        attached = self.session.voice.attached
+        voice, attached = self.session.voice, self.session.voice.attached
         if attached is None:
             return "none: the base answers" + (" (/adapter NAME)" if adapter_names() else "")
+        if not voice.enabled:
+            return f"off: the base answers, its prompts written as {attached.label} wants them"
         return f"{attached.label} · {attached.line}"
 
     def _notes(self) -> None:
@@ -116,7 +126,7 @@ class Repl:
     def _adapter(self, argument: str) -> None:
         voice = self.session.voice
         if not argument:
-            talk.print(escape(self._describe_adapter()))
+            talk.print(escape(visible(self._describe_adapter())))
         elif argument == "off":
             voice.switch(False)
             talk.print("the base answers, with the same prompt and conversation", style="dim")
@@ -173,6 +183,8 @@ class Repl:
         if name:
             self.session.set(name, value.strip())
         talk.print(self.session.sampling.described(), style="dim", highlight=False)
+        if name in self.session.sampling.idle:
+            talk.print(f"{name} changes nothing while answers are greedy: /set temperature 0.7 draws them", style="dim")
 
     def _thinking(self, argument: str) -> None:
         if argument in ("on", "off"):

@@ -37,6 +37,14 @@ class Sampling:
         """Whether every answer is the likeliest one, whatever the seed."""
         return self.temperature == 0
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """The settings that were chosen and change nothing, as greedy answers are not drawn."""
+        if not self.greedy:
+            return ()
+        chosen = {"top_p": self.top_p != 1, "seed": self.seed is not None}
+        return tuple(name for name, is_chosen in chosen.items() if is_chosen)
+
     def seed_of(self, answer: int) -> int:
         """The seed of the session's answer number `answer` (from 0): a session repeats, a /retry within it differs."""
         return secrets.randbelow(_SEEDS) if self.seed is None else (self.seed + answer) % _SEEDS

@@ -41,6 +41,10 @@ def run_chat(
     questions = _questions(prompt)
     chosen = None if system is None else SystemPrompt(_text(system, "--system") or None)
     _replace_what_cannot_be_shown()
+    for name in sampling.idle:
+        option = f"--{name.replace('_', '-')}"
+        said = f"note: {option} changes nothing: answers are greedy (--temperature 0)"
+        talk.print(said, markup=False, soft_wrap=True)
     try:
         if questions is None:
             _talk(adapters, model, revision, sampling, chosen)

@@ -83,6 +83,31 @@ def test_an_unknown_command_changes_nothing(capsys: pytest.CaptureFixture[str]) 
     assert session.conversation.turns == []
 
 
+def test_a_command_that_takes_nothing_refuses_what_stands_behind_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """Found by reading: `/undo 2` took back one turn, `/reset the tale` the conversation, without a word."""
+    session, reader = chat(ScriptedVoice("a", "b"), "one", "two", "/undo 2", "/reset the tale", "/retry more", "/q now")
+    err = errors(capsys)
+    assert "error: /undo takes nothing after it, and got 2\nhint: /undo alone does it" in err
+    assert "error: /reset takes nothing after it, and got the tale\n" in err
+    assert "error: /quit takes nothing after it, and got now\n" in err
+    assert [turn.question for turn in session.conversation.turns] == ["one", "two"]
+    assert reader.labels == ["base"] * 7
+
+
+def test_bytes_that_are_no_text_are_refused_and_the_chat_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """Found by reading: a terminal in Latin-1 sends them, and in the tokenizer they ended the chat with a traceback."""
+    session, _ = chat(ScriptedVoice("a"), "Z\udcfcrich?", "/system \udcff", "Bern?")
+    assert errors(capsys).count("error: what was typed is not UTF-8\nhint: is your terminal set to UTF-8?\n") == 2
+    assert [turn.question for turn in session.conversation.turns] == ["Bern?"]
+
+
+def test_after_adapter_off_the_base_is_said_to_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    """Found by reading: /adapter alone still said that the adapter was active."""
+    chat(ScriptedVoice(adapters=["cup"]), "/adapter cup", "/adapter off", "/adapter")
+    said = errors(capsys).splitlines()
+    assert said[-1] == "off: the base answers, its prompts written as cup wants them"
+
+
 def test_the_prompt_shows_who_answers_and_the_conversation_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     voice = ScriptedVoice("a", "b", "c", adapters=["cup"])
     _, reader = chat(voice, "one", "/adapter cup", "two", "/adapter off", "three", "/adapter")
@@ -147,6 +172,14 @@ def test_set_changes_the_answers_and_shows_how_they_are_drawn(capsys: pytest.Cap
     assert "temperature 0.5, top_p 1, seed random, at most 512 tokens" in err
     assert "error: /set seed: no value given" in err
     assert "error: top_k is not a setting\nhint: did you mean top_p?" in err
+
+
+def test_a_setting_that_greedy_answers_do_not_know_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    chat(ScriptedVoice(), "/set seed 7", "/set top_p 0.5", "/set max_tokens 9", "/set temperature 1", "/set seed 8")
+    said = [line for line in errors(capsys).splitlines() if "changes nothing while" in line]
+    assert [line.split()[0] for line in said] == ["seed", "top_p"]
+    chat(ScriptedVoice(), "/set seed random", "/set top_p 1")
+    assert "changes nothing while" not in errors(capsys)
 
 
 def test_reset_begins_a_new_conversation(capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,16 @@ def test_one_question_ignores_stdin_and_takes_the_system_prompt(
     assert scripted.seen == [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "France?"}]]
 
 
+def test_options_that_greedy_answers_do_not_know_are_said_to_change_nothing(
+    scripted: ScriptedVoice, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat("France?", seed=7, top_p=0.5)
+    notes = [f"note: --{name} changes nothing: answers are greedy (--temperature 0)\n" for name in ("top-p", "seed")]
+    assert capsys.readouterr() == ("Paris.\n", "".join(notes))
+    chat("Italy?", seed=7, top_p=0.5, temperature=1.0)
+    assert capsys.readouterr().err == ""
+
+
 def test_an_empty_system_prompt_is_none(scripted: ScriptedVoice) -> None:
     chat("France?", system="")
     assert scripted.seen == [[{"role": "user", "content": "France?"}]]
