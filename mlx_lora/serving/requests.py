@@ -17,7 +17,7 @@ from mlx_lora.serving.refusals import Refusal, bad_request
 _SILENT = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
-        *("prompt_cache_retention", "parallel_tool_calls", "verbosity", "stream_options"),
+        *("prompt_cache_retention", "parallel_tool_calls"),
     }
 )
 # Fields that this server does not have, and the values that ask for nothing.
@@ -31,6 +31,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "verbosity": ("medium",),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
@@ -40,6 +41,20 @@ _TOP_LOGPROBS = 20
 Asked = TypeVar("Asked", bound=BaseModel)
 Number = Annotated[float, Field(strict=True)]
 Text = StrictStr
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    include_usage: StrictBool | None = None
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_done(self) -> "_StreamOptions":
+        for name, value in (self.model_extra or {}).items():
+            if value not in (None, False):
+                said = f"This server does not support {name[:80]!r} in 'stream_options': leave it out."
+                raise bad_request(said, param="stream_options", code="unsupported_parameter")
+        return self
 
 
 class _Asked(BaseModel):
@@ -55,6 +70,7 @@ class _Asked(BaseModel):
     stop: Text | list[Text] | None = None
     n: Annotated[StrictInt, Field(ge=1)] | None = None
     stream: StrictBool | None = None
+    stream_options: _StreamOptions | None = None
 
     @model_validator(mode="after")
     def _refuse_what_is_not_done(self) -> "_Asked":
@@ -78,8 +94,7 @@ class _Asked(BaseModel):
     @property
     def with_usage(self) -> bool:
         """Whether a stream's last chunk says how many tokens there were."""
-        options = (self.model_extra or {}).get("stream_options")
-        return isinstance(options, dict) and options.get("include_usage") is True
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class _Part(BaseModel):
@@ -120,7 +135,10 @@ class ChatRequest(_Asked):
 
     @property
     def answer_tokens(self) -> int | None:
-        """The longest answer asked for."""
+        """The longest answer asked for. Raises: Refusal where two of its names say two things."""
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            said = f"'max_tokens' is {self.max_tokens} and 'max_completion_tokens' {self.max_completion_tokens}"
+            raise bad_request(f"{said}: give one of them.", param="max_tokens")
         return self.max_completion_tokens or self.max_tokens
 
     @property
@@ -238,9 +256,8 @@ def _check_limits(asked: ChatRequest | CompletionRequest, limits: Limits) -> Non
     if count > limits.choices:
         raise bad_request(f"{count} answers asked for in one request, at most {limits.choices}.", param="n")
     if (asked.answer_tokens or 0) > limits.answer_tokens:
-        raise bad_request(
-            f"max_tokens is {asked.answer_tokens}, this server allows {limits.answer_tokens}.", param="max_tokens"
-        )
+        name = "max_tokens" if asked.max_tokens is not None else "max_completion_tokens"
+        raise bad_request(f"{name} is {asked.answer_tokens}, this server allows {limits.answer_tokens}.", param=name)
     if len(asked.stops) > limits.stops:
         raise bad_request(f"{len(asked.stops)} stop texts, at most {limits.stops}.", param="stop")
     if any(not 0 < len(stop) <= limits.stop_characters for stop in asked.stops):

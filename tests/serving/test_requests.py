@@ -28,9 +28,12 @@ def test_what_clients_send_unasked_is_accepted():
     asked = chat(
         **{"user": "u", "metadata": {"a": "b"}, "store": False, "frequency_penalty": 0, "presence_penalty": 0.0},
         **{"logit_bias": {}, "tools": [], "tool_choice": "none", "response_format": {"type": "text"}, "n": None},
-        **{"stop": None, "logprobs": None, "temperature": 0.5, "max_completion_tokens": 7, "max_tokens": 9},
+        **{"stop": None, "logprobs": None, "temperature": 0.5, "max_completion_tokens": 7, "max_tokens": 7},
+        **{"verbosity": "medium", "stream_options": {"include_usage": True, "include_obfuscation": False}},
     )
     assert (asked.temperature, asked.answer_tokens, asked.stops, asked.likelihoods) == (0.5, 7, (), None)
+    assert asked.with_usage
+    assert not chat(stream_options={"include_usage": None}).with_usage
 
 
 def test_an_answer_may_come_back_with_its_empty_fields():
@@ -57,6 +60,12 @@ def test_an_answer_may_come_back_with_its_empty_fields():
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 101}, "max_tokens", "this server allows 100"),
         ({"max_tokens": 1.5}, "max_tokens", "valid integer"),
+        ({"max_completion_tokens": 101}, "max_completion_tokens", "max_completion_tokens is 101, this server"),
+        ({"max_completion_tokens": 7, "max_tokens": 9}, "max_tokens", "give one of them"),
+        ({"verbosity": "low"}, "verbosity", "does not support"),
+        ({"stream_options": {"include_usage": "yes"}}, "stream_options", "valid boolean"),
+        ({"stream_options": {"continuous_usage_stats": True}}, "stream_options", "'continuous_usage_stats'"),
+        ({"stream_options": True}, "stream_options", "valid dictionary"),
         ({"n": 5}, "n", "at most 4"),
         ({"stop": ["a", "b", "c"]}, "stop", "at most 2"),
         ({"stop": ""}, "stop", "1 to 10 characters"),
