@@ -1,5 +1,6 @@
 """Answers as OpenAI's JSON, whole and in chunks. Knows nothing of models, batches or HTTP."""
 
+import itertools
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -98,7 +99,9 @@ class Reply:
 
     def _named(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.spell(token)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        # Of a part of a character only the model's tokenizer knows the bytes; OpenAI's format has null for that.
+        spelled = None if "\ufffd" in text else list(text.encode())
+        return {"token": text, "logprob": logprob, "bytes": spelled}
 
     def _chunk(self, place: int, content: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": place, "logprobs": None, **content, "finish_reason": reason}
@@ -115,6 +118,7 @@ class TextReply(Reply):
     prefix: str = "cmpl-"
     whole: str = "text_completion"
     chunk: str = "text_completion"
+    _spelled: dict[int, int] = field(default_factory=dict)  # characters of an answer's tokens so far, by its place
 
     def first(self, place: int) -> dict[str, Any] | None:
         """Plain texts begin without a chunk of their own."""
@@ -122,7 +126,10 @@ class TextReply(Reply):
 
     def part(self, place: int, delta: Delta) -> dict[str, Any]:
         """The chunk of a portion."""
-        return self._chunk(place, {"text": delta.text, "logprobs": self._logprobs(delta.likelihoods)})
+        begin = self._spelled.get(place, 0)
+        logprobs = self._logprobs(delta.likelihoods, begin)
+        self._spelled[place] = begin + sum(map(len, logprobs["tokens"] if logprobs else ()))
+        return self._chunk(place, {"text": delta.text, "logprobs": logprobs})
 
     def last(self, place: int, end: Finished) -> dict[str, Any]:
         """The chunk that closes an answer."""
@@ -136,14 +143,21 @@ class TextReply(Reply):
             "finish_reason": choice.end.reason if choice.end else None,
         }
 
-    def _logprobs(self, likelihoods: Iterable[Likelihood]) -> dict[str, Any] | None:
+    def _logprobs(self, likelihoods: Iterable[Likelihood], begin: int = 0) -> dict[str, Any] | None:
         if not self.likelihoods:
             return None
         each = list(likelihoods)
         texts = [self.spell(one.token) for one in each]
+        offsets = list(itertools.accumulate(map(len, texts), initial=begin))
         return {
             "tokens": texts,
             "token_logprobs": [one.logprob for one in each],
-            "top_logprobs": [{self.spell(token): logprob for token, logprob in one.top} for one in each],
-            "text_offset": [sum(map(len, texts[:place])) for place in range(len(texts))],
+            "top_logprobs": [self._by_text(one.top) for one in each],
+            "text_offset": offsets[:-1],
         }
+
+    def _by_text(self, top: Iterable[tuple[int, float]]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for token, logprob in top:  # the likeliest first: of two tokens that are spelled alike it stands for both
+            found.setdefault(self.spell(token), logprob)
+        return found
