@@ -21,7 +21,7 @@ from mlx_lora.serving.answer import AnswerText, Finished, Likelihood
 from mlx_lora.serving.job import Answers, Event, Job
 from mlx_lora.serving.limits import Limits
 from mlx_lora.serving.metrics import Metrics
-from mlx_lora.serving.refusals import failed, overloaded, stopping, timed_out, unknown_model
+from mlx_lora.serving.refusals import failed, overloaded, stopping, timed_out, too_many, unknown_model
 from mlx_lora.serving.residents import Residents
 
 log = logging.getLogger("mlx_lora.serving")
@@ -80,8 +80,10 @@ class Engine:
         with self._wake:
             if self._stopping or not self.alive:
                 raise stopping()
-            limits = self.limits
-            if len(self._waiting) + len(self._rows) + len(jobs) > limits.rows + limits.waiting:
+            limits, places = self.limits, self.limits.rows + self.limits.waiting
+            if len(jobs) > places:
+                raise too_many(len(jobs), places)
+            if len(self._waiting) + len(self._rows) + len(jobs) > places:
                 turns = 1 + len(self._waiting) / limits.rows
                 raise overloaded(len(self._waiting), min(60, max(1, round(turns * self._row_seconds))))
             self._waiting.extend(jobs)
@@ -254,7 +256,8 @@ class Engine:
             self._stopping = True
             lost = [*self._waiting, *(row.job for row in self._rows.values())]
             for _, done in self._calls:
-                done.set_exception(stopping())
+                if done.set_running_or_notify_cancel():
+                    done.set_exception(stopping())
         self._mail += [(job, stopping()) for job in lost]
         self._deliver()
 
@@ -273,6 +276,8 @@ def _hand_over(letters: list[tuple[Job, Event]]) -> None:
 
 
 def _settle(work: Callable[[], Any], done: "Future[Any]") -> None:
+    if not done.set_running_or_notify_cancel():  # who asked for it has gone
+        return
     try:
         result = work()
     except BaseException as error:

@@ -61,6 +61,11 @@ def overloaded(waiting: int, seconds: int) -> Refusal:
     )
 
 
+def too_many(answers: int, places: int) -> Refusal:
+    """More answers in one request than the server ever takes on: trying again would not help."""
+    return bad_request(f"{answers} answers asked for in one request; this server has room for {places}.", param="n")
+
+
 def timed_out(seconds: float) -> Refusal:
     """The answer was not finished in time."""
     return Refusal(504, f"The answer was not finished within {seconds:g} s.", code="timeout")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -176,3 +177,26 @@ def test_the_batch_is_as_large_as_the_server_was_told(house: House, monkeypatch)
     with engine_of(house, names=(), limits=Limits(rows=40)):
         pass
     assert told[-1] == 40
+
+
+def test_work_whose_asker_has_gone_is_left_out_and_the_engine_goes_on(house: House):
+    """Found by reading: its result had no place any more, and that ended the engine."""
+    with engine_of(house, names=()) as (engine, _, _):
+        go, done = threading.Event(), []
+        first = engine.call(go.wait)
+        gone = engine.call(lambda: done.append("never"))
+        assert gone.cancel()
+        go.set()
+        assert first.result(timeout=20) is True
+        assert engine.call(lambda: 7).result(timeout=20) == 7
+        assert done == []
+
+
+def test_more_answers_than_the_server_ever_takes_on_are_refused_for_good(house: House):
+    """Found by reading: it was told to try again, which could never help."""
+    body, _ = body_of(house, n=3)
+    with served(house, names=("red",), limits=Limits(rows=1, waiting=1)) as server:
+        refused = httpx.post(f"{server.address}/v1/chat/completions", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "n")
+    assert "room for 2" in refused.json()["error"]["message"]
+    assert "retry-after" not in refused.headers
