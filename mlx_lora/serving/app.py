@@ -67,7 +67,9 @@ class Service:
         return JSONResponse(self._model(self.residents.speaker(request.path_params["name"])))
 
     async def adapters(self, request: Request) -> Response:
-        """GET /v1/adapters: those in memory, then those that can be loaded by name."""
+        """GET /v1/adapters: those in memory, then those that can be loaded by name, which POST does."""
+        if request.method == "POST":
+            return await self.load(request)
         loaded = [_adapter(each) for each in self._speakers() if each.owner is not None]
         names = {each["name"] for each in loaded}
         folders = await asyncio.to_thread(adapter_folders, self._adapters)
@@ -234,8 +236,9 @@ async def _http_fault(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such path, no such method) in OpenAI's format."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     detail = error.detail if isinstance(error, HTTPException) else "error"
+    headers = error.headers if isinstance(error, HTTPException) else None  # Allow, of a method that is not there
     refusal = Refusal(status, f"{request.method} {request.url.path[:100]}: {detail}.")
-    return JSONResponse(refusal.body(), status)
+    return JSONResponse(refusal.body(), status, headers)
 
 
 def build_app(service: Service, *, key: str | None) -> Starlette:
@@ -245,8 +248,7 @@ def build_app(service: Service, *, key: str | None) -> Starlette:
         Route("/v1/completions", service.complete, methods=["POST"]),
         Route("/v1/models", service.models),
         Route("/v1/models/{name:path}", service.model),
-        Route("/v1/adapters", service.adapters),
-        Route("/v1/adapters", service.load, methods=["POST"]),
+        Route("/v1/adapters", service.adapters, methods=["GET", "POST"]),
         Route("/v1/adapters/{name}", service.unload, methods=["DELETE"]),
         Route("/health", service.health),
         Route("/metrics", service.metrics_text),

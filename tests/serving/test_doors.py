@@ -85,6 +85,15 @@ def test_faults_are_in_openais_format_whatever_is_asked(server: Running):
         assert answer.headers["x-request-id"].startswith("req-")
 
 
+def test_a_wrong_method_is_told_the_right_ones(server: Running):
+    """Found by reading: HTTP's 405 names the methods in Allow, which the error in OpenAI's format had lost."""
+    paths = {"/v1/chat/completions": {"POST"}, "/v1/adapters": {"GET", "HEAD", "POST"}, "/v1/adapters/x": {"DELETE"}}
+    for path, methods in paths.items():
+        refused = httpx.put(server.address + path)
+        assert refused.status_code == 405
+        assert set(refused.headers["allow"].split(", ")) == methods
+
+
 def test_adapters_come_and_go_by_name_and_never_by_path(house: House, tmp_path: Path):
     with served(house, names=("red",)) as server:
         address = f"{server.address}/v1/adapters"
