@@ -20,6 +20,7 @@ from mlx_lora.chat.places import open_history
 from mlx_lora.chat.sampling import SETTING_NAMES
 from mlx_lora.console import print_error
 from mlx_lora.errors import MlxLoraError
+from mlx_lora.files import named_errors
 
 if TYPE_CHECKING:
     from prompt_toolkit.input import Input
@@ -40,9 +41,10 @@ class Keyboard:
         output: "Output | None" = None,
     ) -> None:
         """`adapters` gives the names to complete; `keys` and `output` stand in for the terminal."""
+        self._history = _open_history(history)
         self._session: PromptSession[str] = PromptSession(
             multiline=True,
-            history=_open_history(history),
+            history=self._history,
             completer=LineCompleter(adapters),
             complete_while_typing=Condition(self._is_command),
             reserve_space_for_menu=_MENU_LINES,
@@ -60,7 +62,11 @@ class Keyboard:
 
         Raises: EOFError on Ctrl-D, KeyboardInterrupt on Ctrl-C, each where nothing is typed yet.
         """
-        return self._session.prompt([("class:prompt bold", f"{label}> ")])
+        entry = self._session.prompt([("class:prompt bold", f"{label}> ")])
+        if isinstance(self._history, _KeptHistory) and self._history.fault is not None and not self._history.is_told:
+            self._history.is_told = True
+            _say_not_kept(self._history.fault)
+        return entry
 
     def _is_command(self) -> bool:
         return self._session.default_buffer.text.startswith("/")
@@ -128,10 +134,29 @@ def _continuation(width: int, _line: int, wraps: int) -> StyleAndTextTuples:
     return [("class:prompt", " " * width if wraps else "… ".rjust(width))]
 
 
+class _KeptHistory(FileHistory):
+    """Past lines in a file, which may become unwritable while a person types."""
+
+    fault: MlxLoraError | None = None
+    is_told = False
+
+    def store_string(self, string: str) -> None:
+        """Append an entry to the file; where that cannot be, `fault` says why."""
+        try:
+            with named_errors(str(self.filename)):
+                super().store_string(string)
+        except MlxLoraError as error:
+            self.fault = error
+
+
 def _open_history(path: Path) -> History:
     try:
         open_history(path)
     except MlxLoraError as error:
-        print_error(MlxLoraError(f"{error.message}: past lines are not kept", error.hint))
+        _say_not_kept(error)
         return InMemoryHistory()
-    return FileHistory(str(path))
+    return _KeptHistory(str(path))
+
+
+def _say_not_kept(error: MlxLoraError) -> None:
+    print_error(MlxLoraError(f"{error.message}: past lines are not kept", error.hint))

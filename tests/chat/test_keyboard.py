@@ -72,6 +72,22 @@ def test_a_history_that_cannot_be_kept_is_said_and_typing_goes_on(
     assert keyboard.read("base") == "x"
 
 
+def test_a_history_that_cannot_be_written_any_more_is_said_once_and_typing_goes_on(
+    keys: PipeInput, keyboard: Keyboard, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by reading: of a disk that filled up while one typed nothing was said."""
+    keys.send_text("one" + ENTER)
+    assert keyboard.read("base") == "one"
+    (tmp_path / "history").unlink()
+    (tmp_path / "history").mkdir()
+    for entry in ("two", "three"):
+        keys.send_text(entry + ENTER)
+        assert keyboard.read("base") == entry
+    err = capsys.readouterr().err
+    assert err.count("past lines are not kept") == 1
+    assert f"error: {tmp_path / 'history'}: Is a directory: past lines are not kept\n" in err
+
+
 def completions(text: str) -> list[str]:
     completer = LineCompleter(lambda: ["stanley-cup", "support"])
     return [
