@@ -182,12 +182,17 @@ class _Reader:
         return logits[:, -1]
 
     def settle(self) -> None:
-        """Bring the list of tokens up to the layers, or empty both where an interrupt came inside a forward pass."""
-        if self._inside:
-            self._forget()
-        else:
-            self.cache.tokens += [_number(token) for token in self._unlisted]
-        self._unlisted = []
+        """Bring the list of tokens up to the layers, or empty both after an interrupt in a forward pass or here."""
+        try:
+            if not self._inside:
+                self.cache.tokens += [_number(token) for token in self._unlisted]
+        except BaseException:
+            self._inside = True
+            raise
+        finally:
+            self._unlisted = []
+            if self._inside:
+                self._forget()
 
     def _forward(self, tokens: mx.array) -> mx.array:
         self._inside = True

@@ -10,6 +10,7 @@ import mlx.core as mx  # isort: skip
 import mlx.nn as nn
 import pytest
 
+from mlx_lora.model import stream
 from mlx_lora.model.generate import Piece, PromptCache, generate_answers, stream_answer
 from mlx_lora.model.stream import make_sampler
 from tests.model.test_generate import Numbers, Recorded, plain_answer
@@ -148,6 +149,25 @@ def test_an_interrupt_inside_a_forward_pass_empties_the_cache(at: int) -> None:
     cache = PromptCache()
     with pytest.raises(KeyboardInterrupt):
         list(stream_answer(Interrupted(model, at), Words(), prompt_of(10), cache=cache, max_tokens=8))
+    assert cache.tokens == []
+    assert_consistent(cache)
+    assert numbers(streamed(model, prompt_of(10), cache)) == plain_answer(model, prompt_of(10), 6)[0]
+
+
+def test_an_interrupt_while_the_tokens_are_listed_empties_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It left the layers ahead of the list: the next answer on that cache began from what it did not know of."""
+    model = tiny_model()
+    cache = PromptCache()
+    pieces = stream_answer(model, Words(), prompt_of(10), cache=cache, max_tokens=8)
+    next(pieces)
+
+    def interrupted(token: mx.array) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "_number", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pieces.close()
     assert cache.tokens == []
     assert_consistent(cache)
     assert numbers(streamed(model, prompt_of(10), cache)) == plain_answer(model, prompt_of(10), 6)[0]
