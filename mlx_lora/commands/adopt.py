@@ -39,7 +39,7 @@ def run_import(
 
     from mlx_lora.exchange.peft_folder import our_tensors, read_peft_folder
     from mlx_lora.exchange.peft_names import naming_of
-    from mlx_lora.lora.adapter import apply_adapter, read_adapter, save_adapter
+    from mlx_lora.lora.adapter import apply_adapter, read_adapter, write_adapter
     from mlx_lora.lora.rendering import choose_base
     from mlx_lora.model.load import load_base
 
@@ -53,17 +53,16 @@ def run_import(
         tensors = our_tensors(peft, naming_of(base.config))
         adapter = _as_adapter(peft, tensors)
         applied = apply_adapter(base.model, adapter, asdict(base.identity))
-        settings = _settings(peft, adapter)
-        facts = {**_facts(peft, base), "model": name, "revision": chosen}
+        config = _config(peft, adapter, base, {"model": name, "revision": chosen})
         dtypes = {tensor.dtype for tensor in tensors.values()}
         dtype = dtypes.pop() if len(dtypes) == 1 else mx.float32  # float32 holds the others' values exactly
-        save_adapter(temporary, base.model, settings=settings, metadata=facts, dtype=dtype)
+        write_adapter(temporary, {name: tensor.astype(dtype) for name, tensor in tensors.items()}, config)
         read_adapter(temporary)
     for note in applied.notes:
         talk.print(f"note: {note}", markup=False, soft_wrap=True)
     talk.print(
-        f"{place}: {applied.active_modules} modules active on {base.identity.name}, rank {settings.rank}, "
-        f"scale {settings.scale:.4g}, ‖ΔW‖/‖W‖ = {applied.delta_ratio:.3g}",
+        f"{place}: {applied.active_modules} modules active on {base.identity.name}, rank {peft.parameters.rank}, "
+        f"scale {peft.parameters.scale:.4g}, ‖ΔW‖/‖W‖ = {applied.delta_ratio:.3g}",
         markup=False,
         soft_wrap=True,
     )
@@ -98,8 +97,26 @@ def _as_adapter(peft: "PeftFolder", tensors: "dict[str, mx.array]") -> "AdapterF
     return AdapterFolder(peft.weights.parent, {"mlx_lora": peft.facts}, parameters, plain, peft.weights.name)
 
 
+def _config(
+    peft: "PeftFolder", adapter: "AdapterFolder", base: "LoadedModel", source: dict[str, Any]
+) -> dict[str, Any]:
+    """The adapter_config.json of the import. source: name and revision of the base, as it was found.
+
+    A scale below 0, which no run has, is in no settings: it stands where mlx-lm and all of ours read it.
+    """
+    from mlx_lora.lora.adapter import describe_adapter
+
+    config = describe_adapter(base.model, _settings(peft, adapter), {**_facts(peft, base), **source})
+    if peft.parameters.scale < 0:
+        config["lora_parameters"]["scale"] = peft.parameters.scale
+        del config["mlx_lora"]["lora"]
+        if "lora" in peft.facts:
+            config["mlx_lora"]["lora"] = peft.facts["lora"]
+    return config
+
+
 def _settings(peft: "PeftFolder", adapter: "AdapterFolder") -> "LoraSettings":
-    """The settings with which our own training would have given this adapter: those kept, if it was ours."""
+    """The settings with which our own training would have given it, alpha without its sign; if it was ours, its own."""
     from pydantic import ValidationError
 
     from mlx_lora.config import LoraSettings
@@ -108,7 +125,7 @@ def _settings(peft: "PeftFolder", adapter: "AdapterFolder") -> "LoraSettings":
     settings = LoraSettings(
         method=own.method,
         rank=own.rank,
-        alpha=own.alpha,
+        alpha=abs(own.alpha),
         use_rslora=own.use_rslora,
         dropout=own.dropout,
         target_modules=sorted({path.rpartition(".")[2] for path in adapter.modules}),

@@ -4,7 +4,7 @@ Knows nothing of tensors or models. Source: peft 0.21, src/peft/tuners/lora/conf
 """
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeGuard
 from mlx_lora.errors import AdapterError
 from mlx_lora.exchange.peft_names import Naming
 from mlx_lora.files import named_errors
+from mlx_lora.lora.adapter_config import LARGEST_SCALE
 
 # Settings that change what the adapter computes, with the values under which they change nothing.
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -56,7 +57,7 @@ class PeftParameters:
 
     @property
     def scale(self) -> float:
-        """Factor on B·A·x."""
+        """Factor on B·A·x; below 0 it takes the update away, in PEFT as here."""
         return self.alpha / (self.rank**0.5 if self.use_rslora else self.rank)
 
 
@@ -147,10 +148,15 @@ def _fault(key: str, value: Any) -> str | None:
 
 def _parameters(path: Path, config: Mapping[str, Any]) -> PeftParameters:
     rank, alpha, dropout = config.get("r"), config.get("lora_alpha"), config.get("lora_dropout", 0.0)
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    if not _is_number(rank) or not isinstance(rank, int) or rank < 1:
         raise _wrong(path, "r", rank, "a whole number ≥ 1")
-    if not _is_number(alpha) or alpha <= 0:
-        raise _wrong(path, "lora_alpha", alpha, "a number over 0")
+    if not _is_number(alpha):
+        raise _wrong(path, "lora_alpha", alpha, "a number other than 0")
+    if alpha == 0:
+        raise AdapterError(
+            f"{path}: lora_alpha is 0, by which its update is multiplied: it changes nothing",
+            "train it again with another lora_alpha",
+        )
     if not _is_number(dropout) or not 0 <= dropout < 1:
         raise _wrong(path, "lora_dropout", dropout, "a number from 0 up to, not including, 1")
     switches = {name: config.get(name, False) for name in ("use_rslora", "use_dora")}
@@ -161,7 +167,7 @@ def _parameters(path: Path, config: Mapping[str, Any]) -> PeftParameters:
     for name, value in names.items():
         if value is not None and not isinstance(value, str):
             raise _wrong(path, name, value, "text or null")
-    return PeftParameters(
+    parameters = PeftParameters(
         "dora" if switches["use_dora"] else "lora",
         rank,
         float(alpha),
@@ -170,10 +176,19 @@ def _parameters(path: Path, config: Mapping[str, Any]) -> PeftParameters:
         names["base_model_name_or_path"] or None,
         names["revision"] or None,
     )
+    if not 0 < abs(parameters.scale) <= LARGEST_SCALE:
+        raise AdapterError(
+            f"{path}: lora_alpha {alpha:g} with r {rank:g} is a scale of {parameters.scale:g}, "
+            f"expected -{LARGEST_SCALE:g} to {LARGEST_SCALE:g}, not 0",
+            "copy the adapter again",
+        )
+    return parameters
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite: a whole number in JSON may be one that no float holds.
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max
 
 
 def _wrong(path: Path, key: str, value: Any, expected: str) -> AdapterError:

@@ -193,3 +193,30 @@ def test_what_a_run_tells_of_its_machine_does_not_go_into_pefts_file(tmp_path: P
     back = read_adapter(tmp_path / "back").facts
     assert {name: back[name] for name in own} == own, "what the model reads stays as it is"
     assert back["run"]["data_warnings"] == ["…/rows/train.jsonl:3: twice"]
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_an_adapter_that_takes_its_update_away_goes_over_and_back(tmp_path: Path, method: str) -> None:
+    """A negative scale was exported, as lora_alpha -6, and the import of the same folder refused it."""
+    make_adapter(tmp_path, method=method)
+    path = tmp_path / "run" / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["lora_parameters"]["scale"] = -1.5
+    path.write_text(json.dumps(config))
+    peft = _export(tmp_path)
+    assert json.loads((peft / "adapter_config.json").read_text())["lora_alpha"] == -6.0
+    run_import(peft, str(tmp_path / "back"), model=str(tmp_path / "base"))
+    assert json.loads((tmp_path / "back" / "adapter_config.json").read_text()) == config
+    ours, back = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("run", "back"))
+    assert back == ours
+    _without_facts(peft)
+    run_import(peft, str(tmp_path / "foreign"), model=str(tmp_path / "base"))
+    logits = []
+    for name in ("run", "foreign"):
+        adapter = read_adapter(tmp_path / name)
+        assert adapter.parameters.scale == -1.5
+        base = load_base(str(tmp_path / "base"), compute="float32")
+        apply_adapter(base.model, adapter)
+        logits.append(base.model(TOKENS))
+    assert mx.array_equal(*logits)
+    assert "lora" not in adapter.facts, "no run has such settings"

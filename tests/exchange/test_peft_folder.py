@@ -136,7 +136,11 @@ REFUSED = [
     ({"use_new_thing": True}, "use_new_thing is true: mlx-lora has no equal for it"),
     ({"peft_type": "IA3"}, "peft_type is IA3, expected LORA"),
     ({"r": 0}, "r is 0, expected a whole number ≥ 1"),
-    ({"lora_alpha": None}, "lora_alpha is missing, expected a number over 0"),
+    ({"lora_alpha": None}, "lora_alpha is missing, expected a number other than 0"),
+    ({"lora_alpha": 0}, "lora_alpha is 0, by which its update is multiplied: it changes nothing"),
+    ({"lora_alpha": -1e6}, "lora_alpha -1e+06 with r 2 is a scale of -500000, expected -10000 to 10000, not 0"),
+    ({"lora_alpha": 10**400}, "lora_alpha is 1000"),
+    ({"r": 10**400}, "r is 1000"),
     ({"use_dora": "yes"}, 'use_dora is "yes", expected true or false'),
     ({"lora_parameters": {}}, "an adapter of MLX, not of PEFT"),
 ]
@@ -149,6 +153,13 @@ def test_a_setting_without_an_equal_is_refused_by_name(tmp_path: Path, config: d
         read_peft_folder(folder)
     assert message in raised.value.message
     assert raised.value.message.startswith(str(folder / "adapter_config.json"))
+
+
+@pytest.mark.parametrize(("alpha", "rslora", "scale"), [(-3, False, -1.5), (-3, True, -3 / 2**0.5), (3, False, 1.5)])
+def test_a_scale_has_the_sign_of_alpha_as_in_peft(tmp_path: Path, alpha: int, rslora: bool, scale: float) -> None:
+    """Its update_layer: scaling = lora_alpha / r, or / sqrt(r); nothing looks at the sign."""
+    folder = _peft(tmp_path / "peft", {"lora_alpha": alpha, "use_rslora": rslora})
+    assert read_peft_folder(folder).parameters.scale == scale
 
 
 def test_all_settings_without_an_equal_are_named_at_once(tmp_path: Path) -> None:
