@@ -9,10 +9,11 @@ import numpy as np
 
 from mlx_lora.errors import ModelError
 from mlx_lora.model.gguf_layout import mlx_name, rotary_heads, unpermute_rows
+from mlx_lora.model.gguf_settings import MLX_VERSION, positive_number, read_heads, whole_number
 
 _GROUP = 32  # values that share a scale in Q4_1 and Q8_0, and in the MLX weights made of them
+_DAMAGED = "the file is damaged, or not as llama.cpp writes it: download it again, or look for an MLX version"
 _BITS = {"Q4_0": 4, "Q4_1": 4, "Q8_0": 8}
-_MLX_VERSION = "look for an MLX version of the model on Hugging Face (mlx-community/…)"
 # llama-quantize keeps these two in Q6_K in files that it calls Q4_0 and Q4_1.
 _ROUNDED, _VOCABULARY = ("Q6_K",), ("token_embd.weight", "output.weight")
 _PLAIN = ("F16", "F32")
@@ -34,15 +35,21 @@ class GgufFile:
 
         try:
             self._reader: Any = GGUFReader(path)
-        except (ValueError, KeyError, IndexError) as error:
+        except UnicodeDecodeError as error:
+            raise ModelError(
+                f"{path}: the name of a setting or a tensor is not UTF-8: {_around(error)}", _DAMAGED
+            ) from error
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
             raise ModelError(f"{path}: is no GGUF file, or is cut off: {error}", "download it again") from error
         self.path = path
+        if self._reader.byte_order == "S":  # what is packed would be read the wrong way round
+            raise ModelError(f"{path}: has the byte order of other machines (big-endian)", MLX_VERSION)
         if self.value("general.type") == "adapter":
             raise ModelError(
                 f"{path}: holds an adapter, not a model",
                 "give its base as the model; llama.cpp puts such a file on the base with --lora",
             )
-        if (parts := self.value("split.count", 1)) > 1:
+        if isinstance(parts := self.value("split.count"), int) and parts > 1:
             raise ModelError(
                 f"{path}: is one of {parts} parts of a model",
                 "join them first, with llama.cpp: llama-gguf-split --merge FIRST-PART WHOLE.gguf",
@@ -50,50 +57,67 @@ class GgufFile:
         if self.value("general.architecture") != "llama":
             raise ModelError(
                 f"{path}: holds architecture {self.value('general.architecture')!r}, expected 'llama'",
-                _MLX_VERSION,
+                MLX_VERSION,
             )
         if missing := [key for key in _NEEDED if self.value(key) is None]:
-            raise ModelError(f"{path}: is no whole model: it has no {', '.join(missing[:3])}", _MLX_VERSION)
+            raise ModelError(f"{path}: is no whole model: it has no {', '.join(missing[:3])}", MLX_VERSION)
 
     def value(self, key: str, default: Any = None) -> Any:
-        """The metadata value `key` as Python has it: str, int, float, bool or a list."""
+        """The metadata value `key` as Python has it: str, int, float, bool or a list.
+
+        Raises: ModelError for a text that is not UTF-8.
+        """
         field = self._reader.fields.get(key)
-        return default if field is None else field.contents()
+        try:
+            return default if field is None else field.contents()
+        except UnicodeDecodeError as error:
+            raise ModelError(f"{self.path}: {key} is not UTF-8: {_around(error)}", _DAMAGED) from error
 
     def check(self) -> None:
         """Raises: ModelError for whatever the conversion would stop at: settings, tokenizer, names and types."""
         from mlx_lora.model.gguf_tokenizer import tokenizer_files
 
-        self.config()
         tokenizer_files(self)
+        self.config()
+        heads = read_heads(self)
         for tensor in self._reader.tensors:
             if tensor.name != _ROTARY:
-                self._mlx_name(tensor.name)
+                module = self._mlx_name(tensor.name).split(".")[-2]
                 self._check_type(tensor)
+                rows, expected = (tensor.shape.tolist() or [1])[-1], heads.rows(module)
+                if expected not in (None, rows):
+                    raise ModelError(
+                        f"{self.path}: tensor {tensor.name} has {rows} rows, heads of {heads.width} make {expected}",
+                        _DAMAGED,
+                    )
 
     def config(self) -> dict[str, Any]:
         """config.json of the MLX model: the llama settings, the tokens with a meaning, the quantization per module.
 
         Raises: ModelError for a setting that the conversion does not carry over.
         """
-        heads = self.value("llama.attention.head_count")
-        width = self.value("llama.embedding_length")
-        scaling = [key for key in self._reader.fields if key.startswith("llama.rope.scaling")]
-        if scaling or self.value("llama.rope.dimension_count", width // heads) != width // heads:
-            raise ModelError(f"{self.path}: scaled or partial rotary embeddings are not converted", _MLX_VERSION)
+        if (experts := self.value("llama.expert_count")) not in (None, 0):
+            raise ModelError(f"{self.path}: is a mixture of {experts} experts, which is not converted", MLX_VERSION)
+        if scaling := next((key for key in self._reader.fields if key.startswith("llama.rope.scal")), None):
+            raise ModelError(
+                f"{self.path}: scaled rotary embeddings are not converted ({scaling} = {self.value(scaling)})",
+                MLX_VERSION,
+            )
+        heads = read_heads(self)
+        longest = self.value("llama.context_length")
         config: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
-            "hidden_size": width,
-            "num_hidden_layers": self.value("llama.block_count"),
-            "intermediate_size": self.value("llama.feed_forward_length"),
-            "num_attention_heads": heads,
-            "num_key_value_heads": self.value("llama.attention.head_count_kv", heads),
-            "head_dim": width // heads,
+            "hidden_size": whole_number(self, "llama.embedding_length"),
+            "num_hidden_layers": whole_number(self, "llama.block_count"),
+            "intermediate_size": whole_number(self, "llama.feed_forward_length"),
+            "num_attention_heads": heads.queries,
+            "num_key_value_heads": heads.keys,
+            "head_dim": heads.width,
             "hidden_act": "silu",
-            "max_position_embeddings": self.value("llama.context_length"),
-            "rms_norm_eps": _shortest(self.value("llama.attention.layer_norm_rms_epsilon")),
-            "rope_theta": _shortest(self.value("llama.rope.freq_base", 10000.0)),
+            "max_position_embeddings": None if longest is None else whole_number(self, "llama.context_length"),
+            "rms_norm_eps": _shortest(positive_number(self, "llama.attention.layer_norm_rms_epsilon")),
+            "rope_theta": _shortest(positive_number(self, "llama.rope.freq_base", 10000.0)),
             "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in self._reader.tensors),
             "vocab_size": len(self.value("tokenizer.ggml.tokens", [])),
         }
@@ -101,7 +125,7 @@ class GgufFile:
             token = self.value(f"tokenizer.ggml.{kind}_token_id")
             if token is not None:
                 config[f"{kind}_token_id"] = token
-        if (rule := self._rope_scaling(width // heads, config["rope_theta"])) is not None:
+        if (rule := self._rope_scaling(heads.width, config["rope_theta"])) is not None:
             config["rope_scaling"] = rule
         if (quantization := self._quantization()) is not None:
             config["quantization"] = quantization
@@ -113,8 +137,7 @@ class GgufFile:
         But an embedding or output in Q6_K, for which MLX has no form, is rounded to float16.
         Raises: ModelError for a tensor of another name or type.
         """
-        heads = self.value("llama.attention.head_count")
-        key_heads = self.value("llama.attention.head_count_kv", heads)
+        heads = read_heads(self)
         for tensor in self._reader.tensors:
             if tensor.name == _ROTARY:
                 continue  # in the config, as a rule
@@ -122,8 +145,11 @@ class GgufFile:
             self._check_type(tensor)
             kind = tensor.tensor_type.name
             plain = kind in _PLAIN
-            parts = {name.rpartition(".")[2]: np.array(tensor.data)} if plain else _unpacker(kind)(tensor.data)
-            if (rows := rotary_heads(name, heads, key_heads)) is not None:
+            try:
+                parts = {name.rpartition(".")[2]: np.array(tensor.data)} if plain else _unpacker(kind)(tensor.data)
+            except ModelError as error:
+                raise ModelError(f"{self.path}: tensor {tensor.name}: {error.message}", error.hint) from error
+            if (rows := rotary_heads(name, heads.queries, heads.keys)) is not None:
                 parts = {part: unpermute_rows(array, rows) for part, array in parts.items()}
             for part, array in parts.items():
                 yield f"{name.rpartition('.')[0]}.{part}", array
@@ -131,7 +157,7 @@ class GgufFile:
     def _mlx_name(self, name: str) -> str:
         found = mlx_name(name)
         if found is None or found.endswith(".bias"):
-            raise ModelError(f"{self.path}: tensor {name} has no place in a llama model", _MLX_VERSION)
+            raise ModelError(f"{self.path}: tensor {name} has no place in a llama model", MLX_VERSION)
         return found
 
     def _check_type(self, tensor: Any) -> None:
@@ -167,7 +193,7 @@ class GgufFile:
                 return rule
         raise ModelError(
             f"{self.path}: {_ROTARY} is not by the rule of Llama 3.1 to 3.3",
-            _MLX_VERSION,
+            MLX_VERSION,
         )
 
 
@@ -210,7 +236,7 @@ def unpack_q4_0(blocks: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(over="ignore"):  # looked for below
         minimum = np.ascontiguousarray(rows[:, :, :2]).view("<f2") * np.float16(-8)
     if not np.isfinite(minimum).all():
-        raise ModelError("a Q4_0 tensor has a scale over 8191, which float16 cannot shift", _MLX_VERSION)
+        raise ModelError("a scale of Q4_0 is over 8191, which float16 cannot shift", MLX_VERSION)
     whole = np.concatenate([rows[:, :, :2], minimum.view(np.uint8), rows[:, :, 2:]], axis=-1)
     return unpack_q4_1(whole.reshape(blocks.shape[0], -1))
 
@@ -227,7 +253,7 @@ def unpack_q8_0(blocks: np.ndarray) -> dict[str, np.ndarray]:
     with np.errstate(over="ignore"):  # looked for below
         biases = scales * np.float16(-128)
     if not np.isfinite(biases).all():
-        raise ModelError("a Q8_0 tensor has a scale over 511, which float16 cannot shift", _MLX_VERSION)
+        raise ModelError("a scale of Q8_0 is over 511, which float16 cannot shift", MLX_VERSION)
     shifted = rows[:, :, 2:] ^ 0x80  # int8 q as uint8 q + 128
     weight = np.ascontiguousarray(shifted).view("<u4").reshape(len(rows), -1)
     return {"weight": weight, "scales": scales, "biases": biases}
@@ -239,6 +265,11 @@ def unpack_rounded(blocks: np.ndarray, kind: str) -> dict[str, np.ndarray]:
     from gguf.quants import dequantize
 
     return {"weight": dequantize(blocks, GGMLQuantizationType[kind]).astype(np.float16)}
+
+
+def _around(error: UnicodeDecodeError) -> str:
+    """The bytes that are no text, with some before and after."""
+    return repr(error.object[max(0, error.start - 16) : error.start + 24])
 
 
 def _unpacker(kind: str) -> Callable[[np.ndarray], dict[str, np.ndarray]]:

@@ -32,13 +32,15 @@ def vocabulary() -> tuple[list[str], list[str]]:
     return [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "he", "Ġt", "19"], merges
 
 
-def random_tensors(seed: int = 0) -> dict[str, np.ndarray]:
+def random_tensors(seed: int = 0, head_dim: int = WIDTH // HEADS) -> dict[str, np.ndarray]:
     """float32 tensors under GGUF's names, rows of q and k in Hugging Face's order."""
+    attention = {"attn_q": (head_dim * HEADS, WIDTH), "attn_output": (WIDTH, head_dim * HEADS)}
+    attention |= dict.fromkeys(("attn_k", "attn_v"), (head_dim * KEY_HEADS, WIDTH))
     random = np.random.default_rng(seed)
     tensors = {"token_embd.weight": random.standard_normal((len(vocabulary()[0]), WIDTH)).astype(np.float32)}
     tensors["output_norm.weight"] = random.standard_normal(WIDTH).astype(np.float32)
     for layer in range(LAYERS):
-        for name, shape in SHAPES.items():
+        for name, shape in {**SHAPES, **attention}.items():
             tensors[f"blk.{layer}.{name}.weight"] = random.standard_normal(shape).astype(np.float32)
         for name in ("attn_norm", "ffn_norm"):
             tensors[f"blk.{layer}.{name}.weight"] = random.standard_normal(WIDTH).astype(np.float32)
@@ -66,9 +68,10 @@ def write_gguf(
     pre: str = "smollm",
     architecture: str = "llama",
     matrices: str = "Q4_1",
+    head_dim: int = WIDTH // HEADS,
     **extra: Any,
 ) -> Path:
-    """Write the tiny model; `extra` are float metadata under keys with _ for a dot, or tensors (uint8: in Q6_K)."""
+    """Write the tiny model; `extra` are metadata (floats under keys with _ for a dot), or tensors (uint8: in Q6_K)."""
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quantize
 
@@ -91,10 +94,16 @@ def write_gguf(
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
     writer.add_chat_template(TEMPLATE)
-    tensors = random_tensors(seed)
+    tensors = random_tensors(seed, head_dim)
     for key, value in extra.items():
         if isinstance(value, np.ndarray):
             tensors[key] = value
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
         else:
             writer.add_float32(key.replace("_", "."), value)
     for name, tensor in tensors.items():

@@ -207,3 +207,88 @@ def test_a_gguf_file_that_is_no_whole_model_says_what_it_is(
         GgufFile(_bare(tmp_path / "cup.gguf", **facts))
     assert caught.value.message.startswith(f"{tmp_path}/cup.gguf: {fact}")
     assert remedy in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("facts", "fact"),
+    [
+        (
+            {"llama.attention.key_length": 24, "llama.attention.value_length": 16},
+            "a head's keys are 24 wide, its values 16",
+        ),
+        ({"llama.attention.key_length": 24}, "a head's keys are 24 wide, its values 16"),
+        ({"llama.rope.dimension_count": 8}, "rotary embeddings of 8 of a head's 16 numbers"),
+        ({"llama.attention.head_count": 5}, "embedding_length 64 is not divisible by llama.attention.head_count 5"),
+        ({"llama.attention.head_count": 0}, "llama.attention.head_count is 0, expected a whole number from 1 up"),
+        ({"llama.attention.head_count": [4, 4]}, "llama.attention.head_count is [4, 4], expected a whole number"),
+        ({"llama.attention.head_count_kv": 4}, "tensor blk.0.attn_k.weight has 32 rows, heads of 16 make 64"),
+        ({"llama.attention.layer_norm_rms_epsilon": "tiny"}, "is 'tiny', expected a number over 0"),
+        ({"llama.context_length": "long"}, "llama.context_length is 'long', expected a whole number from 1 up"),
+        ({"llama.rope.scaling.type": "linear"}, "scaled rotary embeddings are not converted (llama.rope.scaling.type"),
+        ({"llama.rope.scale_linear": 4}, "scaled rotary embeddings are not converted (llama.rope.scale_linear = 4)"),
+        ({"llama.expert_count": 8}, "is a mixture of 8 experts, which is not converted"),
+        ({"tokenizer.ggml.bos_token_id": 262}, "bos_token_id is 262, expected the number of one of 262 tokens"),
+    ],
+)
+def test_a_setting_that_is_not_carried_over_is_refused_for_what_it_is(
+    tmp_path: Path, facts: dict[str, Any], fact: str
+) -> None:
+    """Heads of a width of their own were called scaled; a list of head counts, or none, ended in a traceback."""
+    file = GgufFile(write_gguf(tmp_path / "odd.gguf", **facts))
+    with pytest.raises(ModelError) as caught:
+        file.check()
+    assert caught.value.message.startswith(f"{tmp_path}/odd.gguf: ")
+    assert fact in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fact"),
+    [
+        (
+            "größe".encode(),
+            b"gr\xff\xff\xff\xffe",
+            r"tokenizer.chat_template is not UTF-8: b'% endfor %}{# gr\xff\xff\xff\xffe",
+        ),
+        ("Ġt".encode(), b"\xff\xa0t", r"tokenizer.ggml.tokens is not UTF-8: b'\xff\xa0t'"),
+        (b"llama.rope.freq_base", b"llama.rope.freq_bas\xff", "the name of a setting or a tensor is not UTF-8"),
+    ],
+)
+def test_a_text_that_is_not_utf_8_is_named(tmp_path: Path, old: bytes, new: bytes, fact: str) -> None:
+    """It ended in a UnicodeDecodeError; a name of a setting was called a file that is cut off."""
+    path = write_gguf(tmp_path / "tiny.gguf")
+    content = path.read_bytes()
+    assert (content.count(old), len(new)) == (1, len(old))
+    path.write_bytes(content.replace(old, new))
+    with pytest.raises(ModelError) as caught:
+        GgufFile(path).check()
+    assert caught.value.message.startswith(f"{path}: {fact}")
+
+
+def test_a_text_that_is_not_utf_8_and_that_nobody_reads_does_no_harm(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "tiny.gguf", **{"general.author": "Zoë"})
+    content = path.read_bytes()
+    path.write_bytes(content.replace("Zoë".encode(), b"Zo\xff\xff"))
+    GgufFile(path).check()
+
+
+def test_a_scale_that_cannot_be_shifted_is_told_with_file_and_tensor(tmp_path: Path) -> None:
+    """Neither was named."""
+    tensor = np.full((64, 96), 1e6, np.float32)
+    path = write_gguf(tmp_path / "large.gguf", matrices="Q8_0", **{"blk.1.ffn_down.weight": tensor})
+    with pytest.raises(ModelError) as caught:
+        dict(GgufFile(path).iter_arrays())
+    assert caught.value.message.startswith(f"{path}: tensor blk.1.ffn_down.weight: a scale of Q8_0 is over 511")
+
+
+def test_a_file_of_the_other_byte_order_is_refused(tmp_path: Path) -> None:
+    """Its packed weights were read the wrong way round, and nothing was said."""
+    from gguf import GGUFEndian, GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "big.gguf", "llama", endianess=GGUFEndian.BIG)
+    writer.add_tensor("output_norm.weight", np.ones(4, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match=r"big\.gguf: has the byte order of other machines \(big-endian\)"):
+        GgufFile(tmp_path / "big.gguf")

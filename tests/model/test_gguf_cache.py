@@ -15,6 +15,8 @@ from mlx_lora.errors import ModelError
 from mlx_lora.model import gguf_cache
 from mlx_lora.model.gguf import GgufFile, llama3_factors, unpack_q4_0
 from mlx_lora.model.gguf_cache import ensure_gguf, fingerprint_file
+from mlx_lora.model.gguf_layout import mlx_name
+from mlx_lora.model.gguf_tokenizer import tokenizer_files
 from mlx_lora.model.load import load_base
 from tests.model.gguf_files import kind_of, random_tensors, write_gguf
 
@@ -71,6 +73,26 @@ def test_q4_0_blocks_mean_in_mlx_exactly_what_they_mean_in_gguf(data: st.DataObj
         bits=4,
     )
     assert np.array_equal(np.array(found), dequantize(blocks, GGMLQuantizationType.Q4_0))
+
+
+def test_heads_of_a_width_of_their_own_answer_as_the_same_model_in_mlxs_format(tmp_path: Path) -> None:
+    """They were refused as scaled or partial rotary embeddings, our own exports of such models too."""
+    keys = ("llama.attention.key_length", "llama.attention.value_length", "llama.rope.dimension_count")
+    path = write_gguf(tmp_path / "wide.gguf", matrices="F16", head_dim=24, **dict.fromkeys(keys, 24))
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 96}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 24, "rms_norm_eps": 1e-5}
+    config |= {"rope_theta": 100000.0, "vocab_size": 262, "tie_word_embeddings": True, "eos_token_id": 2}
+    for name, content in {"config.json": config, **tokenizer_files(GgufFile(path))}.items():
+        (folder / name).write_text(json.dumps(content))
+    tensors = {str(mlx_name(name)): mx.array(tensor) for name, tensor in random_tensors(head_dim=24).items()}
+    rounded = {name: tensor.astype(mx.float16) if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
+    assert rounded["model.layers.0.self_attn.q_proj.weight"].shape == (96, 64)
+    mx.save_safetensors(str(folder / "model.safetensors"), rounded, {"format": "mlx"})
+    tokens = mx.array([[5, 9, 100, 7]])
+    found, expected = (load_base(str(place), compute="float32").model(tokens) for place in (path, folder))
+    assert mx.array_equal(found, expected)
 
 
 def test_it_is_converted_once_and_again_when_the_file_is_another(

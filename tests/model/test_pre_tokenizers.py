@@ -1,10 +1,12 @@
 """How texts are cut before merging: the names of llama.cpp, the steps of tokenizer.json, and the pieces."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlx_lora.errors import ModelError
 from mlx_lora.model.gguf_tokenizer import tokenizer_files
 from mlx_lora.model.pre_tokenizers import PRE_TOKENIZERS, recognize
 
@@ -19,6 +21,8 @@ PIECES = {
 
 class Metadata:
     """A GGUF file's tokenizer of four tokens."""
+
+    path = Path("some.gguf")
 
     def __init__(self, pre: str, **changes: Any) -> None:
         self.values = {
@@ -72,3 +76,21 @@ def test_the_first_token_comes_before_a_text_where_the_file_or_its_kind_says_so(
     assert step("llama-bpe", add_bos_token=False) is None
     assert step("llama-bpe")["single"][0] == {"SpecialToken": {"id": "<s>", "type_id": 0}}
     assert step("qwen2", add_bos_token=True) == step("llama-bpe")
+
+
+@pytest.mark.parametrize(
+    ("pre", "changes", "fact"),
+    [
+        ("gpt-2", {"eos_token_id": 4}, "eos_token_id is 4, expected the number of one of 4 tokens"),
+        ("gpt-2", {"token_type": [1, 1, 1, 1, 1]}, "token_type is 5 entries, expected 4, one a token"),
+        ("gpt-2", {"tokens": "abc"}, "tokens is abc, expected a list"),
+        ("gpt-2", {"tokens": ["a", 3, "b", "c"]}, "tokens is 3, expected only texts in it"),
+        ("gpt-2", {"merges": ["a b", "ab"]}, "merges is ab, expected two tokens with a blank between them"),
+        ("default", {"model": "llama", "scores": [0.0]}, "scores is 1 entries, expected 4, one a token"),
+    ],
+)
+def test_a_tokenizer_that_contradicts_itself_is_named(pre: str, changes: dict[str, Any], fact: str) -> None:
+    """They ended in an IndexError, or in a tokenizer.json that nobody could read."""
+    with pytest.raises(ModelError) as caught:
+        tokenizer_files(Metadata(pre, **changes))
+    assert caught.value.message == f"some.gguf: tokenizer.ggml.{fact}"
