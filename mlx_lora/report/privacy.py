@@ -7,7 +7,27 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_SECRETS = re.compile(r"\b(hf_|sk-|ghp_|github_pat_|glpat-)[A-Za-z0-9_-]{16,}")
+# Access tokens: the sign by which each kind is known, which is kept, and the rest, which is not.
+_SECRETS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"\b(hf_)(?:[A-Za-z0-9]{16,}|(?:oauth|jwt)_[A-Za-z0-9_.-]{15,}[A-Za-z0-9_-])",  # Hugging Face
+        r"\b(sk-)(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}",  # OpenAI and others; sk-learn-contrib-extras is none
+        r"\b(gh[pousr]_|github_pat_|glpat-)[A-Za-z0-9_-]{16,}",  # GitHub, GitLab
+        r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",  # Amazon: the key's number, and on the next line the key
+        r"(?i)(aws_?secret_?access_?key[\"']?\s*[=:]\s*[\"']?)[A-Za-z0-9/+=]{40,}",
+        r"\b(xox[a-z](?:\.xox[a-z])?-|xapp-)(?=[A-Za-z-]*[0-9])[A-Za-z0-9-]{10,}",  # Slack
+        r"\b(AIza)[A-Za-z0-9_-]{35}(?![A-Za-z0-9_-])",  # Google
+        r"\b(ya29\.)[A-Za-z0-9_.-]{15,}[A-Za-z0-9_-]",
+    )
+)
+# A private key in PEM's form: its header, what follows up to the next line of its kind, and its end where it is there.
+_PEM = re.compile(
+    r"(-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----)((?:[^-]|-(?!----))*+)(-----END [A-Z0-9 ]*-----)?"
+)
+_PEM_LINES = re.compile(
+    r"(?:\s|\\[nr]|[A-Z][A-Za-z-]+: [^\n\\]*)*+[A-Za-z0-9+/=]{40,}(?:(?:\s|\\[nr])+[A-Za-z0-9+/=]{16,})*"
+)
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+@")
 # From a slash that begins a word (not the one in nats/token or https://) through at least one folder.
 _PATH = re.compile(
@@ -23,7 +43,7 @@ _HOMES = ("home", "Users")  # the folders in them are called after persons
 
 
 def without_secrets(value: Any) -> Any:
-    """`value` (text, or JSON of it) with access tokens and passwords in addresses blotted out."""
+    """`value` (text, or JSON of it) with access tokens, private keys and passwords in addresses blotted out."""
     return _each_text(value, _blotted)
 
 
@@ -57,7 +77,18 @@ def _cut(text: str) -> str:
 
 
 def _blotted(text: str) -> str:
-    return _CREDENTIALS.sub("…@", _SECRETS.sub(r"\1…", text))
+    for secret in _SECRETS:
+        text = secret.sub(r"\1…", text)
+    return _CREDENTIALS.sub("…@", _PEM.sub(_without_key, text))
+
+
+def _without_key(found: re.Match[str]) -> str:
+    """A PEM block with its key blotted out; a header alone, as in a question about it, stays."""
+    header, body, end = found.groups()
+    lines = _PEM_LINES.match(body)
+    if lines is None:
+        return found[0]
+    return f"{header}…" if end else f"{header}…{body[lines.end() :]}"
 
 
 def _short(path: str) -> str:
