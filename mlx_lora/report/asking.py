@@ -40,7 +40,7 @@ def differences(one: EvaluationResult, other: EvaluationResult) -> str:
 
 def eval_command(run: Run, asked: EvaluationResult | None = None) -> str:
     """The command that asks a run and its base the questions of a result in the same way; without one, its own."""
-    parts = ["mlx-lora", "eval", run.place, "--base"]
+    parts = ["mlx-lora", "eval", run.typed, "--base"]
     if asked is None:
         return " ".join(parts)
     source, settings, written = asked.data.source, asked.settings, asked.data.kind == "open"

@@ -3,6 +3,7 @@
 What a Run holds is cleaned of absolute paths and secrets already; what comes from elsewhere is cleaned here.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from mlx_lora.evaluation.result_format import EvaluationResult
 from mlx_lora.files import typed_path
 from mlx_lora.report.answers import metric_name, share_text
 from mlx_lora.report.asking import changed_since
+from mlx_lora.report.events import number
 from mlx_lora.report.facts import Table, adapter_facts, base_facts, data_table, environment
 from mlx_lora.report.privacy import short_path, without_paths
 from mlx_lora.report.runs import Run
@@ -19,10 +21,10 @@ _HUB_NAMES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}  #
 
 def adapter_card(run: Run, *, name: str, licence: str | None = None) -> str:
     """The card of an adapter: base, data, scores, run file, and how to use it. name: as people will ask for it."""
-    model, hub = _model_of(run), _hub_name_of(run)
-    use = f"    mlx-lora pull {name} -o adapters/{run.name}\n    mlx-lora chat {run.name}"
+    model, hub, folder = _model_of(run), _hub_name_of(run), shlex.quote(f"adapters/{run.name}")
+    use = f"    mlx-lora pull {shlex.quote(name)} -o {folder}\n    mlx-lora chat {shlex.quote(run.name)}"
     if hub == model:  # what is built in here is a packing of its own of the model on the Hub
-        use += f"\n    mlx_lm.generate --model {model} --adapter-path adapters/{run.name} --prompt …"
+        use += f"\n    mlx_lm.generate --model {shlex.quote(model)} --adapter-path {folder} --prompt …"
     return _card(
         _front(hub, licence, ["lora", "adapter"], "adapter"),
         f"# {run.name}",
@@ -80,10 +82,8 @@ def _run_parts(run: Run) -> list[str]:
         found += [text for text in told if text]
     else:
         found.append("## Scores\n\nIt was not evaluated: nobody knows yet what it learned.")
-    merged = run.adapter.get("merged_from")
-    if isinstance(merged, dict):
-        parts = " + ".join(f"{one.get('weight'):g} · {one.get('name')}" for one in merged.get("adapters", []))
-        found.append(f"Merged from {parts} ({merged.get('method')}).")
+    if (origin := _merged_from(run)) is not None:
+        found.append(origin)
     pairs = [*base_facts(run), *adapter_facts(run), *environment(run)]
     found.append("## Facts\n\n" + _table(Table(["", ""], [list(pair) for pair in dict(pairs).items()])))
     data = data_table(run)
@@ -92,6 +92,18 @@ def _run_parts(run: Run) -> list[str]:
     if run.run_file is not None:
         found.append(f"## Run file\n\n```yaml\n{run.run_file.rstrip()}\n```")
     return found
+
+
+def _merged_from(run: Run) -> str | None:
+    """Such as "Merged from 0.7 · a + 0.3 · b (linear)."; None for an adapter that was trained."""
+    merged = run.adapter.get("merged_from")
+    if not isinstance(merged, Mapping):
+        return None
+    parts = merged.get("adapters")
+    if not isinstance(parts, list) or not all(isinstance(one, Mapping) for one in parts):
+        return "Merged from adapters that its file does not name."
+    named = [f"{number(one, 'weight'):g} · {one.get('name')}" for one in parts]
+    return f"Merged from {' + '.join(named)} ({merged.get('method')})."
 
 
 def _asked(run: Run, result: EvaluationResult) -> str:

@@ -137,14 +137,14 @@ def engine_parts(run: Run) -> list[Part]:
 
 def environment(run: Run) -> Pairs:
     """Versions and machine of the training."""
-    versions, machine = run.origin.get("versions") or {}, run.facts.get("machine") or {}
-    return _known(*versions.items(), *machine.items())
+    parts = (run.origin.get("versions"), run.facts.get("machine"))
+    return _known(*(pair for part in parts if isinstance(part, Mapping) for pair in part.items()))
 
 
 def notes(run: Run) -> list[tuple[str, str | None]]:
     """What is missing, cut off or out of the ordinary, each with the command that mends it, where there is one."""
     events, found = run.events, list[tuple[str, str | None]]()
-    again = f"mlx-lora train {run.place}/run.yaml --resume"
+    again = f"mlx-lora train {run.typed}/run.yaml --resume"
     if not events.steps:
         found.append(("There are no curves: metrics.jsonl holds no step. Training writes it.", None))
     if events.torn:

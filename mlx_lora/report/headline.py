@@ -72,7 +72,7 @@ def forgetting_headline(run: Run) -> Headline:
         return _at_the_end(run.retention)
     if run.retention_results and not own:
         return _changed(run, run.retention_results)
-    command = f"mlx-lora eval {run.place} --base --data {RETENTION_SET}"
+    command = f"mlx-lora eval {run.typed} --base --data {RETENTION_SET}"
     return Headline("unknown", "Forgetting was not measured", "Nobody asked what it knew before.", command)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,12 @@ class Run:
     adapter_bytes: int
     results: tuple[EvaluationResult, ...]
     faults: tuple[str, ...]  # files or lines that could not be used
+
+    @property
+    def typed(self) -> str:
+        """`place` as it is typed in a shell: quoted where it holds blanks or signs of the shell's."""
+        plain = self.place.replace("…", "")  # the mark of a cut path is no sign of the shell's
+        return self.place if shlex.quote(plain) == plain else shlex.quote(self.place)
 
     @property
     def origin(self) -> Mapping[str, Any]:

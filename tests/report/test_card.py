@@ -1,9 +1,15 @@
 """The model card: what it tells of a run, and what the Hub can read of it."""
 
+import json
+from pathlib import Path
+
 import pytest
 import yaml
 
+from mlx_lora.report.asking import eval_command
 from mlx_lora.report.card import adapter_card, fused_card
+from mlx_lora.report.facts import notes
+from mlx_lora.report.headline import forgetting_headline
 from mlx_lora.report.runs import read_run
 from tests.report.run_folders import result, whole_run, write_run
 
@@ -64,3 +70,41 @@ def test_a_base_in_a_folder_is_not_called_a_model_on_the_hub(tmp_path, monkeypat
     card = fused_card([run], [1.0], model="models/base", licence=None, layers="", prompts="", table=(["a"], [["b"]]))
     assert "base_model" not in front_matter(card)
     assert "huggingface.co" not in card
+
+
+def test_commands_can_be_typed_whatever_the_run_is_called(tmp_path, monkeypatch):
+    """A folder with a blank became two arguments, one with a semicolon two commands."""
+    start = {**whole_run()[0], "model": "org/model", "identity": {"name": "org/model", "revision": "0123abcd"}}
+    folder = write_run(tmp_path / "my cup; rm x", [start, *whole_run()[1:-3]])
+    card = adapter_card(read_run(folder), name="anna/cup")
+    assert "    mlx-lora pull anna/cup -o 'adapters/my cup; rm x'\n    mlx-lora chat 'my cup; rm x'\n" in card
+    assert "    mlx_lm.generate --model org/model --adapter-path 'adapters/my cup; rm x' --prompt …" in card
+    monkeypatch.chdir(tmp_path)
+    for place, typed in (("my cup; rm x", "'my cup; rm x'"), (str(folder), f"'…/{tmp_path.name}/my cup; rm x'")):
+        run = read_run(Path(place))
+        assert run.typed == typed
+        assert eval_command(run) == f"mlx-lora eval {typed} --base"
+        assert forgetting_headline(run).command == f"mlx-lora eval {typed} --base --data general-knowledge"
+        assert f"mlx-lora train {typed}/run.yaml --resume" in [command for _, command in notes(run)]
+    plain = write_run(tmp_path / "one", [])
+    assert read_run(plain).typed == f"…/{tmp_path.name}/one", "the mark of a cut path asks for no quotes"
+
+
+@pytest.mark.parametrize(
+    ("facts", "sentence"),
+    [
+        (
+            {"merged_from": {"method": "svd", "adapters": [{"name": "a", "weight": 0.7}, {"name": "b", "weight": -1}]}},
+            "Merged from 0.7 · a + -1 · b (svd).",
+        ),
+        ({"merged_from": {"method": "svd", "adapters": [{"name": "a"}]}}, "Merged from nan · a (svd)."),
+        ({"merged_from": {"adapters": ["a", "b"]}}, "Merged from adapters that its file does not name."),
+        ({"versions": ["mlx"]}, "| model | tiny |"),
+    ],
+)
+def test_a_config_that_was_edited_has_a_card_all_the_same(tmp_path, facts, sentence):
+    """`push` ended in a TypeError or an AttributeError."""
+    folder = write_run(tmp_path / "one", [])
+    config = {"fine_tune_type": "lora", "mlx_lora": {"model": "tiny", **facts}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert sentence in adapter_card(read_run(folder), name="anna/one")
