@@ -15,7 +15,8 @@ from typing import Any
 from mlx_lora.errors import ModelError
 from mlx_lora.files import named_errors
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
+_PART = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"  # neither - nor . at an end
+_NAME = re.compile(f"{_PART}/{_PART}")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -31,8 +32,8 @@ class Repository:
 
 
 def check_repository_name(name: str) -> None:
-    """Raises: ModelError when `name` is not of the form user/name."""
-    if _NAME.fullmatch(name) is None or ".." in name or "--" in name:
+    """Raises: ModelError when `name` is not of the form user/name, as the Hub takes it."""
+    if _NAME.fullmatch(name) is None or ".." in name or "--" in name or name.endswith(".git"):
         raise ModelError(f"{name}: not the name of a repository", "write user/name, such as anna/my-adapter")
 
 

@@ -171,6 +171,16 @@ def test_a_refusal_of_a_push_is_one_line_with_a_remedy(hub, adapter, failure, fa
     assert TOKEN not in raised.value.message
 
 
+@pytest.mark.parametrize("name", ["anna/größe", "anna/cup-", "anna/cup.git", "anna./cup", "anna/a..b", "a/b/c"])
+def test_a_name_that_the_hub_does_not_take_is_no_matter_of_the_network(hub, adapter, name):
+    """Some of these were asked for, and "cannot be reached: Repo id must …" was said, with "check the network"."""
+    for attempt in (lambda: run_push("one", name), lambda: run_pull(name)):
+        with pytest.raises(ModelError) as raised:
+            attempt()
+        assert raised.value.message == f"{name}: not the name of a repository"
+    assert hub.requests == []
+
+
 def test_somebody_elses_name_and_no_token_and_no_name_are_refused(hub, adapter, monkeypatch):
     with pytest.raises(ModelError, match="may not do that"):
         run_push("one", "bert/my-adapter")
