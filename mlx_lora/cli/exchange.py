@@ -61,6 +61,10 @@ def export(
         raise typer.BadParameter("--base-name goes with --to peft: no other format names the base")
     if ollama_base is not None and to is not Format.OLLAMA:
         raise typer.BadParameter("--from goes with --to ollama")
+    if base_name is not None and not base_name.strip():
+        raise typer.BadParameter("--base-name is empty: give the base's name, or leave it out")
+    if ollama_base is not None and (not ollama_base or any(sign.isspace() for sign in ollama_base)):
+        raise typer.BadParameter(f"--from {ollama_base!r} is no name of a model of Ollama's, such as llama3.2:1b")
     if weight_type is not None and (to in (Format.PEFT, Format.GGUF_LORA) or ollama_base is not None):
         raise typer.BadParameter("--type goes with a whole model: an adapter by itself is not rounded")
     raise typer.Exit(
