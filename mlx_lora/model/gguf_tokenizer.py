@@ -61,7 +61,7 @@ def tokenizer_files(gguf: Metadata) -> dict[str, dict[str, Any]]:
         settings["chat_template"] = gguf.value("tokenizer.chat_template")
     generation: dict[str, Any] = {}
     for role in ("bos", "eos", "padding"):
-        token = gguf.value(f"tokenizer.ggml.{role}_token_id")
+        token = _token(gguf, role, len(tokens))
         if token is not None:
             generation[f"{role.replace('padding', 'pad')}_token_id"] = token
     return {
@@ -142,8 +142,14 @@ def _list(gguf: Metadata, key: str, kind: type, default: list[Any] | None = None
 
 
 def _token(gguf: Metadata, role: str, tokens: int) -> int | None:
-    """The number of the token in that role; None where the file names none. Raises: ModelError for none of `tokens`."""
+    """The number of the token in that role; None where the file names none.
+
+    So too for a padding token beyond the vocabulary, which files have that were padded with a token of their own:
+    nothing here pads with it, and llama.cpp passes over it. Raises: ModelError for another that is none of `tokens`.
+    """
     number = gguf.value(f"tokenizer.ggml.{role}_token_id")
+    if role == "padding" and isinstance(number, int) and number >= tokens:
+        return None
     if number is not None and (not isinstance(number, int) or not 0 <= number < tokens):
         raise _wrong(gguf, f"{role}_token_id", number, f"the number of one of {tokens} tokens")
     return number

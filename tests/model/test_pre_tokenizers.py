@@ -94,3 +94,11 @@ def test_a_tokenizer_that_contradicts_itself_is_named(pre: str, changes: dict[st
     with pytest.raises(ModelError) as caught:
         tokenizer_files(Metadata(pre, **changes))
     assert caught.value.message == f"some.gguf: tokenizer.ggml.{fact}"
+
+
+def test_a_padding_token_beyond_the_vocabulary_is_none() -> None:
+    files = tokenizer_files(Metadata("gpt-2", padding_token_id=4))
+    assert "pad_token" not in files["tokenizer_config.json"]
+    assert "pad_token_id" not in files["generation_config.json"]
+    files = tokenizer_files(Metadata("gpt-2", padding_token_id=3))
+    assert files["generation_config.json"]["pad_token_id"] == 3
