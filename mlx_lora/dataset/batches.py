@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -57,8 +58,11 @@ def plan_epoch(
     if groups is not None:
         of_row = np.asarray(groups, dtype=np.int64)[order]
         left = of_row == UNGROUPED
-        for group in range(int(of_row.max(initial=UNGROUPED)) + 1):
-            members = np.flatnonzero(of_row == group)
+        # Sorted once, not searched once a group: with many rows there are many groups.
+        by_group = np.argsort(of_row, kind="stable")
+        edges = np.searchsorted(of_row[by_group], np.arange(int(of_row.max(initial=UNGROUPED)) + 2))
+        for start, stop in pairwise(edges):
+            members = by_group[start:stop]
             spare = generator.choice(members, len(members) % batch_size, replace=False)
             left[spare] = True
             kept = members[~left[members]]

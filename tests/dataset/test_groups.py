@@ -87,3 +87,41 @@ def test_rows_of_a_group_change_company_from_epoch_to_epoch() -> None:
     groups, lengths = prefix_groups(examples, 4), [len(example.tokens) - 1 for example in examples]
     plans = [plan_epoch(lengths, 4, seed=0, epoch=epoch, groups=groups) for epoch in range(4)]
     assert len({frozenset(frozenset(batch) for batch in plan) for plan in plans}) == 4
+
+
+def plan_of_a_scan_for_each_group(
+    lengths: list[int], batch_size: int, *, seed: int, epoch: int, groups: list[int]
+) -> list[tuple[int, ...]]:
+    """`plan_epoch` as it was: what runs that are resumed have begun with."""
+    generator = np.random.Generator(np.random.PCG64([seed, epoch]))
+    order = np.argsort(np.asarray(lengths) * (1.0 + 0.05 * generator.random(len(lengths))), kind="stable")
+    of_row = np.asarray(groups, dtype=np.int64)[order]
+    left = of_row == UNGROUPED
+    batches: list[np.ndarray] = []
+    for group in range(int(of_row.max(initial=UNGROUPED)) + 1):
+        members = np.flatnonzero(of_row == group)
+        left[generator.choice(members, len(members) % batch_size, replace=False)] = True
+        kept = members[~left[members]]
+        batches += np.split(order[kept], len(kept) // batch_size) if len(kept) else []
+    order = order[left]
+    full, rest = divmod(len(order), batch_size)
+    sizes = np.full(full, batch_size)
+    if rest:
+        sizes = np.insert(sizes, int(generator.integers(full + 1)), rest)
+    batches += np.split(order, np.cumsum(sizes)[:-1]) if len(order) else []
+    return [tuple(int(row) for row in batches[place]) for place in generator.permutation(len(batches))]
+
+
+def test_the_plan_is_bit_for_bit_that_of_a_scan_for_each_group() -> None:
+    """Reported in session 11: a scan of all rows for each group took 0.3 s an epoch at 100,000 rows."""
+    rows = np.random.default_rng(0)
+    # Groups that all have rows, of which some are empty, and none.
+    for count, most, batch_size in ((0, 3, 4), (1, 1, 4), (90, 4, 1), (90, 7, 8), (500, 60, 8), (40, 90, 3), (9, 0, 8)):
+        lengths = [int(length) for length in rows.integers(1, 300, count)]
+        groups = [int(group) for group in rows.integers(UNGROUPED, most, count)]
+        for seed in (0, 7):
+            for epoch in (0, 1, 2):
+                now = plan_epoch(lengths, batch_size, seed=seed, epoch=epoch, groups=groups)
+                assert now == plan_of_a_scan_for_each_group(
+                    lengths, batch_size, seed=seed, epoch=epoch, groups=groups
+                ), (count, most, batch_size, seed, epoch)
