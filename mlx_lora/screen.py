@@ -1,17 +1,21 @@
 """The training screen: a progress bar with the figures that matter, plain lines where there is no terminal."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from statistics import mean, median
 from types import TracebackType
 from typing import Protocol, TypeVar
 
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from mlx_lora.console import talk
 
 PLAIN_LINE_SECONDS = 10.0
+_RECENT = 50  # steps
+_TIMES = 3  # what is usual: more is a halt or a compilation
 Item = TypeVar("Item")
 
 
@@ -36,16 +40,57 @@ class Step(Protocol):
     def peak_bytes(self) -> int: ...
 
 
+class TimeLeft:
+    """How long a run still takes: from its last steps, but those that stand out, and from its validations.
+
+    A machine that slept, a process that was halted and a step that compiled say nothing of the steps to come.
+    """
+
+    def __init__(self, total_steps: int, eval_every: int | None) -> None:
+        self._total_steps = total_steps
+        self._eval_every = eval_every
+        self._first = True
+        self._steps: deque[tuple[float, int]] = deque(maxlen=_RECENT)  # seconds and tokens of each
+        self._validations: list[float] = []  # seconds of each
+
+    def note_step(self, seconds: float, tokens: int) -> None:
+        """Count a step, but for the first one, which compiles."""
+        if not self._first:
+            self._steps.append((seconds, tokens))
+        self._first = False
+
+    def note_validation(self, seconds: float) -> None:
+        """Count a validation."""
+        self._validations.append(seconds)
+
+    def seconds(self, step: int) -> float | None:
+        """Seconds from the end of `step`, and before its validation, to the end of the run; None where no step tells.
+
+        A step stands out where it took three times what is usual, for a step and for its tokens: long rows may.
+        """
+        if not self._steps:
+            return None
+        usual = median(seconds for seconds, _ in self._steps)
+        of_token = median(seconds / tokens for seconds, tokens in self._steps)
+        kept = [seconds for seconds, tokens in self._steps if seconds <= _TIMES * max(usual, of_token * tokens)]
+        left = mean(kept) * (self._total_steps - step)
+        if self._eval_every and self._validations:
+            count = -(-self._total_steps // self._eval_every) - (step - 1) // self._eval_every
+            left += median(self._validations) * count
+        return left
+
+
 class TrainScreen:
     """Progress of a run on stderr. Figures are means over the last steps, not single readings."""
 
-    def __init__(self, first_step: int, total_steps: int) -> None:
+    def __init__(self, first_step: int, total_steps: int, eval_every: int | None = None) -> None:
+        """eval_every: steps from one validation to the next; None where there is none."""
         self._total_steps = total_steps
         self._first_step = first_step
         self._mean_loss: float | None = None
         self._seconds = self._tokens = self._targets = self._padding = 0.0
         self._last_line = time.monotonic()
-        self._started = time.monotonic()
+        self._left = TimeLeft(total_steps, eval_every)
         self.valid_text = ""
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -53,13 +98,12 @@ class TrainScreen:
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=talk,
             transient=True,
             disable=not talk.is_terminal,
         )
-        self._task = self._bar.add_task("training", total=total_steps, completed=first_step - 1, figures="")
+        self._task = self._bar.add_task("training", total=total_steps, completed=first_step - 1, figures="", left="")
 
     def __enter__(self) -> "TrainScreen":
         self._bar.start()
@@ -82,18 +126,21 @@ class TrainScreen:
         self._tokens = 0.9 * self._tokens + report.tokens
         self._targets = 0.9 * self._targets + report.targets
         self._padding = report.padding_share if not self._padding else 0.9 * self._padding + 0.1 * report.padding_share
-        self._bar.update(self._task, completed=report.step, figures=self._figures(report, short=True))
+        self._left.note_step(report.seconds, report.tokens)
+        seconds = self._left.seconds(report.step)
+        left = "" if seconds is None else f"left {format_seconds(seconds)}"
+        self._bar.update(self._task, completed=report.step, figures=self._figures(report, short=True), left=left)
         if not talk.is_terminal and (
             report.step in (self._first_step, self._total_steps)
             or time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS
         ):
             self._last_line = time.monotonic()
-            pace = (self._last_line - self._started) / (report.step - self._first_step + 1)
-            left = format_seconds(pace * (self._total_steps - report.step))
-            self.line(f"step {report.step}/{self._total_steps}  {self._figures(report, short=False)}  left {left}")
+            line = f"step {report.step}/{self._total_steps}  {self._figures(report, short=False)}  {left}"
+            self.line(line.rstrip())
 
     def validation(self, step: int, loss: float, right: tuple[int, int], best: bool, seconds: float) -> None:
         """Show a validation. right: rows that come out as they are, of how many; none is no news of long answers."""
+        self._left.note_validation(seconds)
         self.valid_text = f"valid {loss:.3f}"
         mark = "  best so far, kept" if best else ""
         rows = f", {right[0]} of {right[1]} rows right" if right[0] else ""

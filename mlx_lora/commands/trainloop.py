@@ -29,7 +29,7 @@ def train_and_validate(
     eval_every = schedule.steps_per_epoch if train.eval_every == "epoch" else train.eval_every
     save_every = schedule.steps_per_epoch if train.save_every == "epoch" else train.save_every
     first_step, whole = session.progress.step + 1, session.progress.step
-    with TrainScreen(first_step, schedule.total_steps) as screen:
+    with TrainScreen(first_step, schedule.total_steps, eval_every if session.valid_set else None) as screen:
         try:
             if session.out_of_patience():  # resumed where it had ended
                 return "patience"

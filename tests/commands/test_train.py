@@ -234,3 +234,21 @@ def test_the_header_names_model_scale_and_parts(run_file, tmp_path, capsys):
     assert "on  supervised_positions" in shown
     assert "on  checked" in shown
     assert Path(tmp_path / "run" / "run.yaml").exists()
+
+
+@pytest.mark.parametrize(("valid", "every"), [({}, 3), ({"valid": None, "valid_share": 0}, None)])
+def test_the_time_left_knows_how_often_the_run_validates(run_file, monkeypatch, valid, every):
+    path, made = run_file(), []
+    if valid:
+        settings = yaml.safe_load(path.read_text())
+        settings["data"] |= valid
+        path.write_text(yaml.safe_dump(settings))
+
+    class Noting(trainloop.TrainScreen):
+        def __init__(self, *arguments):
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(trainloop, "TrainScreen", Noting)
+    assert run_train(path) == 0
+    assert made == [(1, 9, every)]
