@@ -28,10 +28,9 @@ def check(
     json_output: JsonOutput = False,
 ) -> None:
     """Validate a run file and its data without loading weights."""
-    from mlx_lora.commands.check import run_check
-    from mlx_lora.runfile import load_config
+    from mlx_lora.commands.check import run_check_file
 
-    raise typer.Exit(run_check(load_config(config, overrides or []), json_output=json_output, show=show))
+    raise typer.Exit(run_check_file(config, overrides or [], json_output=json_output, show=show))
 
 
 def plan(config: RunFile, overrides: Overrides = None, json_output: JsonOutput = False) -> None:

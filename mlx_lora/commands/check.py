@@ -1,12 +1,15 @@
 """`mlx-lora check`: the data of a run as the tokenizer sees it, before any weights are loaded."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.config import RunConfig
 from mlx_lora.console import print_error, visible
 from mlx_lora.errors import DataError, MlxLoraError
+from mlx_lora.runfile import load_config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,41 +20,56 @@ if TYPE_CHECKING:
     from mlx_lora.model.tokenizer import Tokenizer
 
 _OPEN, _CLOSE = "⟦", "⟧"  # around trained tokens where there is no colour
+_HINT = "  hint: "  # a run file with several faults has each one's remedy on the line below it
+
+
+def run_check_file(path: Path, overrides: Sequence[str] = (), *, json_output: bool, show: int) -> int:
+    """run_check of the run that a file describes, with the file's own faults in the JSON. Raises: as run_check."""
+    return _check(lambda: load_config(path, overrides), json_output, show)
 
 
 def run_check(config: RunConfig, *, json_output: bool, show: int) -> int:
     """Print the report on the data and `show` rows with their trained tokens marked; 1 with faults, else 0.
 
-    Raises: ModelError when the tokenizer cannot be loaded; ConfigError when data.chat_template cannot be read.
+    Raises: without `json_output` ConfigError when data.chat_template, ModelError when the tokenizer cannot be read.
     """
-    from mlx_lora.commands.preflight import sized_run
-    from mlx_lora.commands.rundata import load_run_tokenizer
-    from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
-    from mlx_lora.dataset.splits import load_splits
+    return _check(lambda: config, json_output, show)
 
+
+def _check(load: Callable[[], RunConfig], json_output: bool, show: int) -> int:
     try:
-        splits = load_splits(config.data, config.train.seed)
+        config, inspection, shown, tokenizer = _inspected(load(), show)
     except MlxLoraError as fault:
+        if not json_output and not isinstance(fault, DataError):
+            raise
         return _print_unreadable(fault, json_output)
-    tokenizer = load_run_tokenizer(config)
-    built = build_split_examples(splits, tokenizer, config.data, stop_on_fault=False)
-    if config.train.batch_size == "auto":
-        try:
-            config, _ = sized_run(config, tokenizer, splits, built)
-        except DataError as fault:
-            return _print_unreadable(fault, json_output)
-    inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
-    beside = _fault_beside(config, tokenizer, splits, len(built["train"].examples))
-    if beside is not None:
-        hints = [*inspection.hints, *([beside.hint] if beside.hint else [])]
-        inspection = replace(inspection, faults=[*inspection.faults, beside.message], hints=hints)
-    shown = built["train"].examples[:show]
+    # After the faults are caught: a stdout that cannot be written is none of the run's.
     if json_output:
         rows = [{"place": example.place, "text": _marked(example, tokenizer)} for example in shown]
         print(json.dumps({"model": config.model, **inspection.as_dict(), "shown": rows}, ensure_ascii=False, indent=2))
     else:
         _print_report(inspection, shown, tokenizer, config)
     return 1 if inspection.faults else 0
+
+
+def _inspected(config: RunConfig, show: int) -> "tuple[RunConfig, Inspection, list[Example], Tokenizer]":
+    """The run with its batch size, what is to say of its data, and the first `show` training rows."""
+    from mlx_lora.commands.preflight import sized_run
+    from mlx_lora.commands.rundata import load_run_tokenizer
+    from mlx_lora.dataset.inspection import build_split_examples, inspect_splits
+    from mlx_lora.dataset.splits import load_splits
+
+    splits = load_splits(config.data, config.train.seed)
+    tokenizer = load_run_tokenizer(config)
+    built = build_split_examples(splits, tokenizer, config.data, stop_on_fault=False)
+    if config.train.batch_size == "auto":
+        config, _ = sized_run(config, tokenizer, splits, built)
+    inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
+    beside = _fault_beside(config, tokenizer, splits, len(built["train"].examples))
+    if beside is not None:
+        hints = [*inspection.hints, *([beside.hint] if beside.hint else [])]
+        inspection = replace(inspection, faults=[*inspection.faults, beside.message], hints=hints)
+    return config, inspection, built["train"].examples[:show], tokenizer
 
 
 def _fault_beside(config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits", taught: int) -> DataError | None:
@@ -69,8 +87,11 @@ def _fault_beside(config: RunConfig, tokenizer: "Tokenizer", splits: "DataSplits
 
 def _print_unreadable(fault: MlxLoraError, json_output: bool) -> int:
     if json_output:
-        hints = [fault.hint] if fault.hint else []
-        print(json.dumps({"faults": fault.message.splitlines(), "hints": hints}, ensure_ascii=False, indent=2))
+        lines = fault.message.splitlines()
+        hints = [line.removeprefix(_HINT) for line in lines if line.startswith(_HINT)]
+        hints += [fault.hint] if fault.hint else []
+        faults = [line for line in lines if not line.startswith(_HINT)]
+        print(json.dumps({"faults": faults, "hints": list(dict.fromkeys(hints))}, ensure_ascii=False, indent=2))
     else:
         print_error(fault)
     return 1

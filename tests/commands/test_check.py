@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from mlx_lora.commands.check import run_check
+from mlx_lora.commands.check import run_check, run_check_file
 from mlx_lora.config import DataSettings, RunConfig, TrainSettings
+from mlx_lora.errors import MlxLoraError
 from tests.tiny import tiny_config, tiny_tokenizer
 
 ROWS = [{"question": f"Question {number}?", "answer": "Paris"} for number in range(20)]
@@ -175,3 +176,42 @@ def test_what_the_run_asks_beside_its_rows_is_read_too(
     assert f"error: {gone}: no such file" in printed.out + printed.err
     assert "can be trained on" not in printed.out
     assert ("3 steps an epoch" in printed.out) == (batch_size == 8)
+
+
+def test_in_json_every_fault_is_in_the_object_and_nothing_beside_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reported in session 11: of a faulty run file, or a base that is not there, stdout had nothing at all."""
+    data = configuration(model, tmp_path, ROWS).data.train
+    run = tmp_path / "run.yaml"
+    good = f"model: {model}\ndata: {{train: {data}}}\ntrain: {{steps: 2}}\noutput_dir: {tmp_path / 'out'}\n"
+    Path(model, "tokenizer.json").unlink()  # what the last case meets
+    for text, overrides, faults, hints in (
+        (None, [], [f"{run}: no such file"], ["`mlx-lora init` writes a run file"]),
+        (good + "rank: 8\n", [], [f"{run}:5: rank is not a setting"], ["did you mean lora.rank?"]),
+        (
+            good + "rank: 8\nlora: {layers: -1}\n",
+            ["lora.rnak=3"],
+            [
+                f"{run}:5: rank is not a setting",
+                f"{run}:6: lora.layers should be all or a positive integer, not -1",
+                "--set lora.rnak: lora.rnak is not a setting",
+            ],
+            ["did you mean lora.rank?", "write all"],
+        ),
+        (
+            good,
+            [],
+            [f"{model}: has no tokenizer (tokenizer.json, tokenizer.model, …)"],
+            ["copy the tokenizer files of the original model into it"],
+        ),
+    ):
+        if text is not None:
+            run.write_text(text)
+        with pytest.raises(MlxLoraError):
+            run_check_file(run, overrides, json_output=False, show=1)
+        assert capsys.readouterr() == ("", "")  # __main__ prints it
+        assert run_check_file(run, overrides, json_output=True, show=1) == 1
+        printed = capsys.readouterr()
+        assert json.loads(printed.out) == {"faults": faults, "hints": hints}
+        assert printed.err == ""
