@@ -45,7 +45,8 @@ def record_from_row(row: object, place: str) -> Record:
             # Nothing asks a row of text: eval refuses it, whatever stands beside the text.
             if read["messages"]:
                 read |= _read_asking(present, read["messages"], format.name) | {"tools": tools_of(present.get("tools"))}
-            return Record(**read, place=place, format=format.name, unread=_unread(present, format))
+            unread = (*_unread(present, format), *read.get("unaskable", ()))
+            return Record(**read, place=place, format=format.name, unread=unread)
     for format in _FORMATS:
         missing = [key for key in format.keys if present.get(key) is None]
         if len(missing) < len(format.keys):
@@ -77,7 +78,7 @@ def _read_question(row: Row) -> dict[str, Any]:
 
 def _read_choices(row: Row) -> tuple[tuple[str, ...], str]:
     """All choices, and the text of the right one, which is the answer that is trained."""
-    if "answers" in row:
+    if not _is_empty(row.get("answers")):
         raise RowError('a row with "choices" has one right answer: give "answer" without "answers"')
     try:
         choices, right = right_choice(row["choices"], row["answer"])
@@ -116,24 +117,30 @@ KNOWN_KEYS = frozenset(key for format in _FORMATS for key in format.keys)
 def _read_asking(row: Row, messages: tuple[Message, ...], format: str) -> dict[str, Any]:
     """What counts as right beside the row's own last answer, and what its figures are grouped by.
 
-    Keys that question/answer rows must have right may mean anything in rows that were published with other ones.
+    Keys that question/answer rows must have right may mean anything in rows that were published with other ones: what
+    eval cannot take stops no training, which reads neither `answers` nor `choices`.
     """
-    if format != _QUESTION and row.get("choices"):
+    said = messages[-1]["content"]
+    if format == _QUESTION:
+        return {"answers": _accepted(row, said), "category": _label(row, "category"), "fact": _label(row, "fact")}
+    found: dict[str, Any] = {key: _any_label(row, key) for key in ("category", "fact")}
+    unaskable: dict[str, tuple[str, str]] = {}
+    try:
+        found["answers"] = _accepted(row, said)
+    except RowError as fault:
+        found["answers"] = (said,)
+        unaskable["answers"] = (str(fault), fault.hint)
+    if not _is_empty(row.get("choices")):
         fact = f'"choices" stands in a {format} row; only {_QUESTION} rows have choices'
-        raise RowError(fact, _NO_CHOICES_HINT)
-    read_label = _label if format == _QUESTION else _any_label
-    return {
-        "answers": _accepted(row, messages[-1]["content"]),
-        "category": read_label(row, "category"),
-        "fact": read_label(row, "fact"),
-    }
+        unaskable["choices"] = (fact, _NO_CHOICES_HINT)
+    return found | {"unaskable": unaskable}
 
 
 def _accepted(row: Row, answer: str) -> tuple[str, ...]:
     """The row's own answer and its variants; none where its last turn says nothing, but calls a tool."""
     if not answer.strip():
         return ()
-    variants = row.get("answers", ())
+    variants = () if _is_empty(row.get("answers")) else row["answers"]
     if not isinstance(variants, list | tuple):
         raise RowError(f'"answers" is {kind_of(variants)}, expected a list of texts', _ANSWERS_HINT)
     return tuple(dict.fromkeys([answer, *(text_of({"answers": variant}, "answers") for variant in variants)]))
@@ -141,6 +148,11 @@ def _accepted(row: Row, answer: str) -> tuple[str, ...]:
 
 def _label(row: Row, key: str) -> str | None:
     return text_of(row, key, may_be_empty=True) or None if key in row else None
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether data sets fill a column of nothing with it: null, NaN, or what holds nothing."""
+    return value is None or value in ("", [], (), {}) or value != value
 
 
 def _any_label(row: Row, key: str) -> str | None:

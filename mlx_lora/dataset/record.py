@@ -1,6 +1,7 @@
 """One row of a data set, whatever its format was. Knows nothing of files, tokenizers or MLX."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,8 @@ class Record:
     place: str = ""  # "data/train.jsonl:17"
     format: str = ""  # "chat", "prompt/completion", "question/answer", "alpaca", "sharegpt", "text"
     unread: tuple[str, ...] = field(default=(), compare=False)  # keys that the row has and its format does not
+    # Of those, key → fact and hint, what eval refuses the row for; training does not read it.
+    unaskable: Mapping[str, tuple[str, str]] = field(default_factory=dict, compare=False)
 
     @property
     def question(self) -> str:

@@ -53,6 +53,11 @@ class Asking:
     custom: tuple[CustomMetric, ...] = ()
 
 
+def require_askable(records: Sequence[Record]) -> None:
+    """Refuse rows of text, rows without an answer, keys that eval cannot take. Raises: DataError with up to ten."""
+    _raise_all([fault for record in records for fault in _faults(record)])
+
+
 def build_questions(records: Sequence[Record], tokenizer: ChatTokenizer, settings: DataSettings) -> list[Question]:
     """The questions of all records, in order; the settings' length limit does not apply.
 
@@ -68,9 +73,23 @@ def build_questions(records: Sequence[Record], tokenizer: ChatTokenizer, setting
             questions.append(_question(record, tokenizer, settings))
         except DataError as fault:
             faults.append(fault)
+    _raise_all(faults)
+    return questions
+
+
+def _raise_all(faults: Sequence[DataError]) -> None:
     if faults:
         raise DataError(joined_faults([fault.message for fault in faults]), faults[0].hint)
-    return questions
+
+
+def _faults(record: Record) -> list[DataError]:
+    """What keeps a row from being asked, whatever the tokenizer."""
+    if record.text is not None:
+        remedy = "eval needs rows with question and answer"
+        return [DataError(f"{record.place}: a row of plain text asks nothing", remedy)]
+    if not any(answer.strip() for answer in record.answers):
+        return [DataError(f"{record.place}: no answer to compare with", "give the row an answer in words")]
+    return [DataError(f"{record.place}: {fact}", hint) for fact, hint in record.unaskable.values()]
 
 
 def iter_scored(
@@ -185,10 +204,7 @@ def _least(nats: Sequence[float]) -> int | None:
 
 
 def _question(record: Record, tokenizer: ChatTokenizer, settings: DataSettings) -> Question:
-    if record.text is not None:
-        raise DataError(f"{record.place}: a row of plain text asks nothing", "eval needs rows with question and answer")
-    if not any(answer.strip() for answer in record.answers):
-        raise DataError(f"{record.place}: no answer to compare with", "give the row an answer in words")
+    _raise_all(_faults(record))
     prompt = record_prompt(record, tokenizer, settings)
     choices = tuple(_choice(record, choice, tokenizer, settings) for choice in record.choices)
     return Question(record, prompt, _continuation(record, tokenizer, settings), choices)

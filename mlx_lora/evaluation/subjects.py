@@ -12,6 +12,7 @@ from mlx_lora.dataset.records import read_records, read_split_if_present
 from mlx_lora.dataset.splits import records_sha256, split_by_question
 from mlx_lora.errors import DataError
 from mlx_lora.evaluation.metrics import CHOICE_METRICS, OPEN_METRICS
+from mlx_lora.evaluation.questions import require_askable
 from mlx_lora.evaluation.result_format import DataKind
 from mlx_lora.files import typed_path
 from mlx_lora.lora.adapter import AdapterFolder
@@ -155,6 +156,7 @@ def read_source(chosen: Chosen, limit: int | None) -> Source:
             raise DataError(f"{chosen.path}: {fact}", remedy)
     _refuse_mixture(records)
     rows, held_out = spread_rows(records, limit), chosen.held_out is not None
+    require_askable(rows)  # now: later, what another data set had answered by then would be lost
     return Source(name, chosen.path, records_sha256(records), len(records), rows, held_out, records)
 
 

@@ -188,3 +188,10 @@ def test_the_stanley_cup_rows_are_clean() -> None:
     splits = load_splits(DataSettings(train=str(folder)), seed=0)
     inspection = inspected(splits.train, splits.valid, splits.test)
     assert (inspection.faults, inspection.warnings) == ([], [])
+
+
+def test_a_column_that_only_eval_refuses_is_said_and_stops_no_run() -> None:
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    inspection = inspected([record({"messages": turns, "choices": 3, "answers": {"n": 1}})])
+    assert inspection.warnings == ['train: keys that are not read: "answers" (1 row), "choices" (1 row)']
+    assert inspection.faults == []
