@@ -11,6 +11,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -34,14 +35,15 @@ class CustomMetric:
         """0 to 1. Raises: DataError where the plug-in fails or returns anything else; it names plug-in and row."""
         who = f"metric {self.name} ({self.target})"
         try:
-            found = self.function(answer, tuple(accepted))
+            with redirect_stdout(sys.stderr):  # stdout is data: a line among it would spoil the JSON
+                found = self.function(answer, tuple(accepted))
         except (Exception, SystemExit) as error:
             words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             fact = f"{who} failed on the answer {_short(answer)!r} to {place}: {words}"
             raise DataError(fact, "mend the plug-in, or leave the metric out") from error
         try:
             value = float(found)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = float("nan")
         if isinstance(found, str) or not 0 <= value <= 1:
             raise DataError(
@@ -80,7 +82,8 @@ def _function(name: str, target: str) -> Callable[[str, Sequence[str]], Any]:
     if here not in sys.path:
         sys.path.append(here)  # last: a file beside the data must not take the place of a package
     try:
-        found = importlib.import_module(module_name)
+        with redirect_stdout(sys.stderr):
+            found = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported

@@ -23,6 +23,9 @@ def text(answer, accepted):
 def nothing(answer, accepted):
     return None
 
+def endless(answer, accepted):
+    return 10 ** 400
+
 limit = 3
 """
 
@@ -93,6 +96,7 @@ def test_a_plug_in_that_cannot_be_loaded_is_named_with_the_reason(
         ("percent", "returned 97.0 for the answer 'Oslo' to a.jsonl:7"),
         ("text", "returned '1' for"),
         ("nothing", "returned None for"),
+        ("endless", "returned 1000000"),
     ],
 )
 def test_a_plug_in_that_fails_is_named_with_the_row(function: str, words: str, installed: Path) -> None:
