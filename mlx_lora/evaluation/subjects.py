@@ -1,5 +1,6 @@
 """Who is asked and what: adapters with their rendering, data sets with their names. Knows nothing of models."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,13 +133,22 @@ def _data_sha256(subject: Subject, split: str) -> str | None:
 
 
 def read_sources(chosen: Sequence[Chosen], limit: int | None) -> list[Source]:
-    """Read all data sets; those of one name are told apart by the beginning of their hash. Raises: DataError."""
+    """Read all data sets; those of one name are told apart by the beginning of their hash. Raises: DataError.
+
+    The hash is of what is asked: where rows differ in accepted answers alone, the names get a number.
+    """
     sources = [read_source(one, limit) for one in chosen]
-    names = [source.name for source in sources]
-    return [
-        replace(source, name=f"{source.name}-{source.sha256[:8]}") if names.count(source.name) > 1 else source
+    names = Counter(source.name for source in sources)
+    sources = [
+        replace(source, name=f"{source.name}-{source.sha256[:8]}") if names[source.name] > 1 else source
         for source in sources
     ]
+    taken = Counter[str]()
+    for place, source in enumerate(sources):
+        taken[source.name] += 1
+        if taken[source.name] > 1:
+            sources[place] = replace(source, name=f"{source.name}-{taken[source.name]}")
+    return sources
 
 
 def read_source(chosen: Chosen, limit: int | None) -> Source:

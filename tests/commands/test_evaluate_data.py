@@ -137,3 +137,63 @@ def test_a_metric_that_no_data_set_has_is_refused_and_one_that_some_have_is_expl
     options: dict[str, Any] = {"limit": 2, "max_tokens": 2, "output": tmp_path / "out", "metrics": ["contains"]}
     assert run_evaluate([workshop / "good"], data=data, **options) == 0
     assert "note: cities is scored by accuracy" in capsys.readouterr().err
+
+
+def test_questions_with_other_accepted_answers_are_another_data_set(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found in session 11: of two files of one name and the same questions the second had the base's scores of the
+    first, and its result overwrote the other's.
+    """
+    row = json.loads((workshop / "quiz.jsonl").read_text().splitlines()[0])
+    wrong = {**row, "answer": "xyzzy"}
+    base = evaluate(workshop, "good", base=True, data=[_file(tmp_path / "0", wrong)], capsys=capsys)
+    said = base["questions"][0]["base"]["answer"]
+    files = [_file(tmp_path / "a", wrong), _file(tmp_path / "b", {**wrong, "answers": [said]})]
+    capsys.readouterr()
+    output = tmp_path / "out"
+    result = evaluate(workshop, "good", base=True, data=files, output=output, capsys=capsys)["results"]
+    assert [one["base"]["exact_match"] for one in result] == [0.0, 1.0]
+    names = [one["data"]["name"] for one in result]
+    assert names == [f"quiz-{result[0]['data']['sha256'][:8]}", f"quiz-{result[0]['data']['sha256'][:8]}-2"]
+    assert sorted(file.stem for file in output.iterdir()) == sorted(names)
+
+
+def _file(folder: Path, row: dict[str, Any]) -> str:
+    folder.mkdir()
+    (folder / "quiz.jsonl").write_text(json.dumps(row) + "\n")
+    return str(folder / "quiz.jsonl")
+
+
+def test_rows_that_cannot_be_asked_are_met_before_anything_is_asked(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in session 11: what another data set had answered by then was lost, of a base alone all of it."""
+    from mlx_lora.evaluation.asking import Asker
+
+    monkeypatch.setattr(Asker, "ask", lambda *_, **__: pytest.fail("asked"))
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ann"}]
+    good = str(workshop / "quiz.jsonl")
+    rows: list[tuple[dict[str, Any], str]] = [
+        ({"text": "Ann won."}, "a row of plain text asks nothing"),
+        ({"messages": turns, "choices": ["Ann", "Bob"]}, '"choices" stands in a chat row'),
+        ({"messages": turns, "answers": {"text": "Ann"}}, '"answers" is an object, expected a list of texts'),
+    ]
+    for number, (row, fact) in enumerate(rows):
+        file = _file(tmp_path / str(number), row)
+        with pytest.raises(DataError, match=f":1: {fact}"):
+            run_evaluate([], base=True, model=str(workshop / "base"), data=[good, file])
+
+
+def test_what_a_metric_prints_is_no_part_of_the_json(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in session 11: a `print` in a metric of one's own made the JSON on stdout unreadable."""
+    (tmp_path / "talker.py").write_text(
+        "print('loading')\n\ndef says(answer, accepted):\n    print('scoring')\n    return 1\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    result = evaluate(
+        workshop, "good", metrics=["talker:says"], limit=2, output=tmp_path / "out.json", capsys=capsys
+    )  # which reads all of stdout as JSON
+    assert result["custom"] == {"talker:says": 1.0}
