@@ -46,10 +46,12 @@ def run_evaluate(
     _check_request(adapters, base, model, limit, max_tokens, batch_size, fail_under, temperature)
     from mlx_lora.evaluation.asking import Asker
     from mlx_lora.evaluation.plugins import load_metrics
-    from mlx_lora.evaluation.subjects import choose_sources, read_sources
+    from mlx_lora.evaluation.subjects import choose_sources, distinct, read_sources
 
     custom = load_metrics(metrics)
-    subjects = [_read_subject(path) for path in adapters]
+    subjects = distinct([_read_subject(path) for path in adapters])
+    if len(subjects) < len(adapters):
+        _note("an adapter that is named twice is asked once")
     sources = read_sources(choose_sources(subjects, data), limit)
     for source in sources:
         if source.held_out:
@@ -69,6 +71,7 @@ def run_evaluate(
         seed=seed,
         custom=custom,
     )
+    asker.prepare(subjects, sources)
     evaluations, objects, places = list["Evaluation"](), list[dict[str, Any]](), list[Path]()
     for one in _evaluate(asker, subjects, sources, metrics, with_base=base):
         evaluations.append(one)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mlx_lora.evaluation.metrics import ScoredAnswer
 from mlx_lora.evaluation.plugins import CustomMetric
-from mlx_lora.evaluation.questions import Asking, build_questions, iter_scored
+from mlx_lora.evaluation.questions import Asking, Question, build_questions, iter_scored
 from mlx_lora.evaluation.subjects import Source, Subject
 from mlx_lora.lora.adapter import AppliedAdapter, apply_adapter
 from mlx_lora.lora.inject import remove_lora
@@ -36,6 +36,7 @@ class Asker:
         self.loaded = loaded
         self.asking = Asking(max_tokens, batch_size, temperature, seed, numbers, tuple(custom))
         self._progress = progress
+        self._questions: dict[tuple[str, str], list[Question]] = {}
         self._of_base: dict[tuple[str, str], tuple[list[ScoredAnswer], float]] = {}
 
     def settings(self) -> dict[str, Any]:
@@ -53,6 +54,17 @@ class Asker:
             "custom_metrics": {one.name: one.target for one in asking.custom},
         }
 
+    def prepare(self, subjects: Sequence[Subject], sources: Sequence[Source]) -> None:
+        """Meet now what would otherwise stop it after minutes of answers: rows that a template refuses, adapters that
+        do not fit. Raises: DataError, AdapterError.
+        """
+        for rendering in [subject.rendering for subject in subjects] or [Rendering()]:
+            for source in sources:
+                self._questions_of(rendering, source)
+        for subject in subjects:
+            with self.adapted(subject):
+                pass
+
     def ask_base(self, rendering: Rendering, source: Source) -> tuple[list[ScoredAnswer], float]:
         """The base's answers to these prompts, asked once; call it while no adapter is on."""
         key = (rendering.key, source.name)
@@ -63,8 +75,7 @@ class Asker:
     def ask(self, label: str, rendering: Rendering, source: Source) -> tuple[list[ScoredAnswer], float]:
         """The scored answers in the order of the data, and the seconds they took. Raises: DataError."""
         tokenizer = self.loaded.tokenizer.with_chat_template(rendering.chat_template, rendering.place)
-        records = [replace(record, format=rendering.row_format(record.format)) for record in source.records]
-        questions = build_questions(records, tokenizer, rendering.settings())
+        questions = self._questions_of(rendering, source)
         started = time.perf_counter()
         answers: dict[int, ScoredAnswer] = {}
         with self._progress(f"{label}, {source.name}", len(questions)) as advance:
@@ -72,6 +83,14 @@ class Asker:
                 answers[place] = answer
                 advance()
         return [answers[place] for place in range(len(questions))], time.perf_counter() - started
+
+    def _questions_of(self, rendering: Rendering, source: Source) -> list[Question]:
+        key = (rendering.key, source.name)
+        if key not in self._questions:
+            tokenizer = self.loaded.tokenizer.with_chat_template(rendering.chat_template, rendering.place)
+            records = [replace(record, format=rendering.row_format(record.format)) for record in source.records]
+            self._questions[key] = build_questions(records, tokenizer, rendering.settings())
+        return self._questions[key]
 
     @contextmanager
     def adapted(self, subject: Subject) -> Iterator[AppliedAdapter]:

@@ -90,6 +90,14 @@ class Chosen:
     held_sha256: str | None = None  # of the rows that the run held out, where its adapter says
 
 
+def distinct(subjects: Sequence[Subject]) -> list[Subject]:
+    """The adapters without those whose folder an earlier one has, under another name or the same."""
+    found: dict[Path, Subject] = {}
+    for subject in subjects:
+        found.setdefault(subject.folder.resolve(), subject)
+    return list(found.values())
+
+
 def choose_sources(subjects: Sequence[Subject], data: Sequence[str]) -> list[Chosen]:
     """Every data set to ask: those named, else what the adapters' runs had to test or validate with.
 

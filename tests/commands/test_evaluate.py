@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +303,7 @@ def test_what_was_answered_is_kept_where_something_later_fails(
 
 def test_results_of_one_place_are_refused_before_anything_is_loaded(workshop: Path, tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "good").symlink_to(workshop / "good")
+    shutil.copytree(workshop / "good", tmp_path / "deep" / "good")
     both = [workshop / "good", tmp_path / "deep" / "good"]
     with pytest.raises(
         ConfigError, match=r"--output .*: the results of .*good and .*good would both be good-quiz\.json"
@@ -337,3 +338,30 @@ def test_adapters_of_different_bases_are_refused_before_anything_is_loaded(works
     (tmp_path / "adapters.safetensors").write_bytes((workshop / "good" / "adapters.safetensors").read_bytes())
     with pytest.raises(AdapterError, match=r"different bases: .* and another-base"):
         run_evaluate([workshop / "good", tmp_path], data=[str(workshop / "quiz.jsonl")])
+
+
+def test_an_adapter_under_two_names_is_asked_once(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found in session 11: `--output None: the results … would both be`, or two columns of one adapter."""
+    (tmp_path / "best").symlink_to(workshop / "good")
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"question": "Who?", "answer": "Ann"}\n')
+    names = [workshop / "other", workshop / "good", tmp_path / "best", workshop / "other"]
+    output = tmp_path / "out"
+    assert run_evaluate(names, data=[str(more)], max_tokens=2, json_output=True, output=output) == 0
+    printed = capsys.readouterr()
+    assert [one["label"] for one in json.loads(printed.out)["results"]] == [str(name) for name in names[:2]]
+    assert "note: an adapter that is named twice is asked once" in printed.err
+
+
+def test_an_adapter_that_does_not_fit_is_met_before_anything_is_asked(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found in session 11: after the base, and the adapters before it, had answered everything."""
+    from mlx_lora.evaluation.asking import Asker
+
+    monkeypatch.setattr(Asker, "ask", lambda *_, **__: pytest.fail("asked"))
+    names = [workshop / "good", workshop / "zero"]
+    with pytest.raises(AdapterError, match="zero"):
+        run_evaluate(names, base=True, data=[str(workshop / "quiz.jsonl")], output=tmp_path / "out")
