@@ -187,8 +187,10 @@ def _evaluate_adapter(
     asker: "Asker", subject: "Subject", sources: "Sequence[Source]", metrics: Sequence[str], *, with_base: bool
 ) -> "Iterator[Evaluation]":
     from mlx_lora.evaluation.result import Evaluation
+    from mlx_lora.evaluation.subjects import taught_questions
 
     rendering = subject.rendering
+    taught = taught_questions(subject)
     base_rows = [asker.ask_base(rendering, source)[0] if with_base else None for source in sources]
     with asker.adapted(subject) as applied:
         talk.print(f"{subject.label}: {applied.line}", markup=False, soft_wrap=True)
@@ -197,14 +199,17 @@ def _evaluate_adapter(
         for source, base in zip(sources, base_rows, strict=True):
             if trained_on := source.is_training_data_of(subject):
                 _note(f"{subject.label} was trained on {source.path}: this shows memory, not learning")
+            elif in_training := source.asked_in(taught):
+                of = f"{in_training} of the {len(source.records)} questions of {source.path}"
+                _note(f"{of} were asked in the training of {subject.label} too: there it may be memory, not learning")
             rows, seconds = asker.ask(subject.label, rendering, source)
             long = sum(row.reference_tokens > asker.asking.max_tokens + 1 for row in rows)
             if long and source.kind == "open":
                 _note(
                     f"{source.name}: {long} of {len(rows)} right answers are longer than --max-tokens "
-                    f"{asker.asking.max_tokens}, so no answer can match them"
+                    f"{asker.asking.max_tokens}, so none can be written whole"
                 )
-            facts = source.facts() | {"trained_on": trained_on}
+            facts = source.facts() | {"trained_on": trained_on, "trained_questions": source.asked_in(taught)}
             yield Evaluation(subject.label, facts, rows, base, source.leading_metric(metrics), seconds)
 
 

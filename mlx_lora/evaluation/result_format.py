@@ -67,6 +67,9 @@ class DataFacts(_Part):
     asked: int = Field(description="fewer than rows with a limit")
     kind: DataKind = "open"
     trained_on: bool = Field(False, description="the adapter was trained on these very rows")
+    trained_questions: int | None = Field(
+        None, description="of those asked, how many the adapter's training rows ask too; null: its rows are not here"
+    )
     held_out: bool = Field(False, description="of the training file, by the run itself")
 
 

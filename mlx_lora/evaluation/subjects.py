@@ -11,7 +11,7 @@ from mlx_lora.dataset.builtin import BUILTIN_DATA_SETS
 from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records, read_split_if_present
 from mlx_lora.dataset.splits import records_sha256, split_by_question
-from mlx_lora.errors import DataError
+from mlx_lora.errors import DataError, MlxLoraError
 from mlx_lora.evaluation.metrics import CHOICE_METRICS, OPEN_METRICS
 from mlx_lora.evaluation.questions import require_askable
 from mlx_lora.evaluation.result_format import DataKind
@@ -78,6 +78,27 @@ class Source:
             return trained is not None and trained == self.sha256
         taught, _ = split_by_question(self.every, subject.run.data.valid_share, subject.run.train.seed)
         return trained in (self.sha256, records_sha256(taught))
+
+    def asked_in(self, taught: frozenset[str] | None) -> int | None:
+        """How many of the rows to ask `taught_questions` holds; None where these are not known."""
+        return None if taught is None else sum(record.asked_keys[-1] in taught for record in self.records)
+
+
+def taught_questions(subject: Subject) -> frozenset[str] | None:
+    """Keys of all questions that the adapter's run trained; None where its rows are not here as they were."""
+    trained = _data_sha256(subject, "train")
+    if trained is None or subject.run is None:
+        return None
+    data = subject.run.data
+    try:
+        if data.train not in BUILTIN_DATA_SETS and not typed_path(data.train).exists():
+            return None  # a data set of the Hub: nothing is fetched for a remark
+        every = read_records(data.train)
+    except MlxLoraError:
+        return None
+    taught, _ = split_by_question(every, data.valid_share, subject.run.train.seed)
+    rows = next((rows for rows in (every, taught) if records_sha256(rows) == trained), None)
+    return None if rows is None else frozenset(key for row in rows for key in row.asked_keys)
 
 
 @dataclass(frozen=True)

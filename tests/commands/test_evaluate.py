@@ -277,7 +277,7 @@ def test_rows_that_were_trained_on_are_pointed_out(
     said = capsys.readouterr().err
     assert "this shows memory, not learning" in said
     assert read_result(tmp_path / "eval" / "quiz.json").data.trained_on
-    assert "right answers are longer than --max-tokens 2, so no answer can match them" in said
+    assert "right answers are longer than --max-tokens 2, so none can be written whole" in said
 
 
 def test_what_was_answered_is_kept_where_something_later_fails(
@@ -365,3 +365,37 @@ def test_an_adapter_that_does_not_fit_is_met_before_anything_is_asked(
     names = [workshop / "good", workshop / "zero"]
     with pytest.raises(AdapterError, match="zero"):
         run_evaluate(names, base=True, data=[str(workshop / "quiz.jsonl")], output=tmp_path / "out")
+
+
+def test_questions_that_the_run_trained_are_counted(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found in session 11: only the very rows of the training were pointed out, a part of them was not."""
+    from mlx_lora.dataset.records import read_records
+    from mlx_lora.dataset.splits import records_sha256
+
+    train, asked = tmp_path / "train.jsonl", tmp_path / "asked.jsonl"
+    train.write_text("".join(f'{{"question": "Who won in {year}?", "answer": "Ann"}}\n' for year in range(1990, 1999)))
+    asked.write_text(
+        '{"question": "who  won in 1991?", "answer": "Ann"}\n{"question": "Who?", "answer": "Ann"}\n'
+        '{"question": "Who won in 1995?", "answer": "Bob"}\n'
+    )
+    config = json.loads((workshop / "good" / "adapter_config.json").read_text())
+    config["mlx_lora"]["data_sha256"] = {"train": records_sha256(read_records(str(train)))}
+    shutil.copytree(workshop / "good", tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
+    (tmp_path / "run" / "adapter_config.json").write_text(json.dumps(config))
+    run = f"model: {workshop / 'base'}\ndata: {{train: {train}, valid_share: 0}}\ntrain: {{epochs: 1}}\noutput_dir: x\n"
+    (tmp_path / "run" / "run.yaml").write_text(run)
+
+    def counted() -> tuple[Any, str]:
+        assert run_evaluate([tmp_path / "run"], data=[str(asked)], max_tokens=2) == 0
+        data = read_result(tmp_path / "run" / "eval" / "asked.json").data
+        return (data.trained_questions, data.trained_on), capsys.readouterr().err
+
+    found, said = counted()
+    assert found == (2, False)
+    assert f"note: 2 of the 3 questions of {asked} were asked in the training of {tmp_path / 'run'} too: " in said
+    train.write_text(train.read_text() + '{"question": "Who else?", "answer": "Bob"}\n')  # no longer what was trained
+    found, said = counted()
+    assert found == (None, False)
+    assert "in the training of" not in said
