@@ -129,10 +129,17 @@ def _verdict(comparison: Comparison) -> Verdict:
 def _counts(test: MetricTest) -> RightOrWrong | UpsAndDowns:
     changes = test.changes
     fixed, broken, right, wrong = map(len, (changes.fixed, changes.broken, changes.kept_right, changes.kept_wrong))
+    better, worse = test.facts or (None, None)
+    tests: dict[str, Any] = {
+        "p": test.p,
+        "p_by_fact": test.p_by_fact,
+        "facts_higher": better,
+        "facts_lower": worse,
+    }
     if is_share(test.metric):
-        return RightOrWrong(p=test.p, fixed=fixed, broken=broken, kept_right=right, kept_wrong=wrong)
-    count = fixed + broken + right + wrong
-    return UpsAndDowns(p=test.p, higher=test.higher, lower=test.lower, equal=count - test.higher - test.lower)
+        return RightOrWrong(**tests, fixed=fixed, broken=broken, kept_right=right, kept_wrong=wrong)
+    equal = fixed + broken + right + wrong - test.higher - test.lower
+    return UpsAndDowns(**tests, higher=test.higher, lower=test.lower, equal=equal)
 
 
 def _question_rows(evaluation: Evaluation) -> list[QuestionRow]:

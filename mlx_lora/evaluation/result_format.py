@@ -73,20 +73,27 @@ class DataFacts(_Part):
     held_out: bool = Field(False, description="of the training file, by the run itself")
 
 
-class RightOrWrong(_Part):
+class _Tested(_Part):
+    p: float = Field(description="two-sided, exact: McNemar's test of right or wrong, the sign test of fractions")
+    p_by_fact: float | None = Field(
+        None, description="two-sided, exact sign test with facts in place of questions; null: each is asked once"
+    )
+    facts_higher: int | None = Field(None, description="facts that score higher over all their forms")
+    facts_lower: int | None = None
+
+
+class RightOrWrong(_Tested):
     """Base against adapter by a metric that is right or wrong: the four counts add up to the questions."""
 
-    p: float = Field(description="two-sided, McNemar's exact test")
     fixed: int = Field(description="wrong before, right now")
     broken: int = Field(description="right before, wrong now")
     kept_right: int
     kept_wrong: int
 
 
-class UpsAndDowns(_Part):
+class UpsAndDowns(_Tested):
     """Base against adapter by a metric that is a fraction: the three counts add up to the questions."""
 
-    p: float = Field(description="two-sided, exact sign test")
     higher: int
     lower: int
     equal: int

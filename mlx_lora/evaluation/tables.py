@@ -124,6 +124,9 @@ def _table(
             if name == metric and is_share(name):
                 table.add_row("kept right / kept wrong", *blank, *(_of_test(one, name, _kept) for one in evaluations))
             table.add_row(f"p (exact, paired){by}", *blank, *(_of_test(one, name, _chance) for one in evaluations))
+            if any(one.comparison and one.comparison.tests[name].facts for one in evaluations):
+                by_fact_cells = [_of_test(one, name, _by_fact) for one in evaluations]
+                table.add_row(f"facts better / worse, p{by}", *blank, *by_fact_cells)
     return table
 
 
@@ -173,7 +176,17 @@ def _kept(test: MetricTest) -> str:
 
 
 def _chance(test: MetricTest) -> str:
-    return "< 0.0001" if test.p < 1e-4 else f"{test.p:.4f}"
+    return _show_p(test.p)
+
+
+def _by_fact(test: MetricTest) -> str:
+    if test.facts is None or test.p_by_fact is None:
+        return ""
+    return f"{test.facts[0]} / {test.facts[1]}, {_show_p(test.p_by_fact)}"
+
+
+def _show_p(p: float) -> str:
+    return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def _print_questions(console: Console, evaluation: Evaluation, shown: int) -> None:

@@ -13,6 +13,7 @@ ALPHA = 0.05
 # Metrics that the verdict always looks at: a base that answers in sentences has nothing to lose by exact match.
 _LOOKED_AT = {"open": ("exact_match", "contains"), "choice": ("accuracy", "accuracy_norm")}
 _SAME_NATS = 0.01  # a token: one per cent of perplexity
+_SAME_SCORE = 1e-9  # of the forms of a fact in all: sums of fractions differ by rounding
 _FEW = 6  # changed answers: fewer cannot be told from chance, even if all go one way
 _BROKEN_FACTOR = 10.0  # times the base's perplexity of the right answers
 _BLIND_GUESSING = 1e6  # perplexity; no vocabulary is so large that guessing among its tokens would do worse
@@ -26,11 +27,18 @@ class MetricTest:
     changes: Changes
     higher: int
     lower: int
+    facts: tuple[int, int] | None = None  # facts answered better, and worse, in all; None where each is asked once
 
     @property
     def p(self) -> float:
         """Two-sided, exact: McNemar's for right or wrong, the sign test for fractions."""
         return sign_test(self.higher, self.lower)
+
+    @property
+    def p_by_fact(self) -> float | None:
+        """The sign test with facts in place of questions: who learned a fact answers all its forms, so they are no
+        independent trials. None where each is asked once."""
+        return None if self.facts is None else sign_test(*self.facts)
 
 
 @dataclass(frozen=True)
@@ -80,8 +88,9 @@ def compare(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnsw
     else:
         kind = "learned" if gained else "worse" if lost else "no difference"
     likelihood = _likelihood(base_rows, adapter_rows)
+    unsure = _unsure_by_fact([tests[name] for name in gained + lost], level)
     words = _Words(
-        base, adapter, metric, tuple(one.metric for one in looked_at), gained, lost, damage.signs, likelihood
+        base, adapter, metric, tuple(one.metric for one in looked_at), gained, lost, damage.signs, likelihood, unsure
     )
     unchanged = all(one.prediction == two.prediction for one, two in zip(base_rows, adapter_rows, strict=True))
     sentence = words.sentence(kind, unchanged)
@@ -122,7 +131,29 @@ def _test(metric: Metric, base_rows: Sequence[ScoredAnswer], adapter_rows: Seque
     changes = compare_right([row.right(metric) for row in base_rows], [row.right(metric) for row in adapter_rows])
     pairs = [(one.scores[metric], two.scores[metric]) for one, two in zip(base_rows, adapter_rows, strict=True)]
     higher, lower = sum(after > before for before, after in pairs), sum(after < before for before, after in pairs)
-    return MetricTest(metric, changes, higher, lower)
+    return MetricTest(metric, changes, higher, lower, _by_fact(metric, base_rows, adapter_rows))
+
+
+def _by_fact(
+    metric: Metric, base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer]
+) -> tuple[int, int] | None:
+    """How many facts score higher over all their forms, and lower; a row without a fact stands for itself."""
+    gains: dict[str | int, float] = {}
+    for place, (one, two) in enumerate(zip(base_rows, adapter_rows, strict=True)):
+        fact = place if one.fact is None else one.fact
+        gains[fact] = gains.get(fact, 0.0) + two.scores[metric] - one.scores[metric]
+    if len(gains) == len(base_rows):
+        return None
+    return sum(gain > _SAME_SCORE for gain in gains.values()), sum(gain < -_SAME_SCORE for gain in gains.values())
+
+
+def _unsure_by_fact(told: Sequence[MetricTest], level: float) -> str:
+    """What a sceptic would object to the first change that the questions show and the facts do not; else nothing."""
+    for test in told:
+        if test.facts is not None and sign_test(*test.facts) >= level:
+            better, worse = test.facts
+            return f"counted by fact, {better} better and {worse} worse, chance might do as much"
+    return ""
 
 
 def _same(one: ScoredAnswer, two: ScoredAnswer) -> bool:
@@ -175,6 +206,7 @@ class _Words:
     lost: tuple[str, ...]
     signs: tuple[str, ...]
     likelihood: str  # of the right answers: "likelier", "less likely" or nothing
+    unsure: str  # that the questions show what the facts do not
 
     def sentence(self, kind: VerdictKind, unchanged: bool) -> str:
         """The scores and what they mean; `unchanged` says that every answer is the base's own."""
@@ -184,7 +216,8 @@ class _Words:
         if kind == "broken":
             found = [f"perplexity of the right answers {self._perplexities()}", *self.signs]
             return f"{self._scores()}: the adapter broke the model ({'; '.join(found)})"
-        damage = f" ({'; '.join(self.signs)})" if self.signs else ""
+        doubts = [self.unsure] * bool(self.unsure) + list(self.signs)
+        damage = f" ({'; '.join(doubts)})" if doubts else ""
         if kind == "no difference":
             few = f"; {self.adapter.count} questions are too few to show one" if self.adapter.count < _FEW else ""
             unmoved = f"{own}; " if unchanged else ""

@@ -174,9 +174,18 @@ def _changes(result: EvaluationResult) -> list[Mapping[str, Any]]:
 def _chance(result: EvaluationResult, metric: str) -> str:
     if result.comparison is None:
         return ""
-    p = result.comparison[metric].p
-    text = "below 0.0001" if p < 1e-4 else f"{p:.4f}"
-    return f"Chance alone would make so uneven a change with probability {text} (exact, two-sided)."
+    counts = result.comparison[metric]
+    by_fact = ""
+    if counts.p_by_fact is not None:
+        better, worse = counts.facts_higher, counts.facts_lower
+        by_fact = f" Counted by fact, {better} better and {worse} worse, it is {_show_p(counts.p_by_fact)}."
+    return (
+        f"Chance alone would make so uneven a change with probability {_show_p(counts.p)} (exact, two-sided).{by_fact}"
+    )
+
+
+def _show_p(p: float) -> str:
+    return "below 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
 def _judged(result: EvaluationResult) -> str:

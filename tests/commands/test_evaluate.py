@@ -28,6 +28,9 @@ def test_an_adapter_that_learned_is_said_to_have_learned(workshop: Path, capsys:
     assert result["verdict"]["lost"] == result["verdict"]["signs"] == result["signs"] == []
     assert result["comparison"]["exact_match"] == {
         "p": pytest.approx(2 / 2**count),
+        "p_by_fact": 2 / 2**12,
+        "facts_higher": 12,
+        "facts_lower": 0,
         "fixed": count,
         "broken": 0,
         "kept_right": 0,

@@ -185,3 +185,44 @@ def test_where_no_answer_is_right_the_likelihood_of_the_right_ones_is_told(nats:
     comparison = compare(rows(0, 70), said, "exact_match")
     assert comparison.kind == "no difference"
     assert comparison.sentence.endswith(f"no difference that chance would not explain{told}")
+
+
+def _facts(answers: dict[str, list[str]]) -> list[ScoredAnswer]:
+    return [
+        row(answer, question=f"{fact} {form}?", fact=fact)
+        for fact, forms in answers.items()
+        for form, answer in enumerate(forms)
+    ]
+
+
+def test_forms_of_a_fact_are_counted_as_one_trial_beside_the_test_of_the_questions() -> None:
+    """Three facts in four forms each: twelve questions fixed are no chance, three facts may well be."""
+    base = _facts({name: ["wrong"] * 4 for name in "abc"})
+    found = compare(base, _facts({name: ["right"] * 4 for name in "abc"}), "exact_match")
+    test = found.tests["exact_match"]
+    assert (test.p, test.facts, test.p_by_fact) == (2 / 2**12, (3, 0), 0.25)
+    assert found.kind == "learned"
+    assert found.sentence.endswith("it learned (counted by fact, 3 better and 0 worse, chance might do as much)")
+
+
+def test_a_fact_is_better_where_more_of_its_forms_are_right_and_rows_without_one_stand_for_themselves() -> None:
+    base = [
+        *_facts({"a": ["right", "wrong"], "b": ["right", "wrong"], "c": ["wrong"] * 3}),
+        row("right", question="d?"),
+    ]
+    after = [*_facts({"a": ["wrong", "right"], "b": ["wrong"] * 2, "c": ["right"] * 3}), row("wrong", question="d?")]
+    found = compare(base, after, "exact_match").tests["exact_match"]
+    assert (found.facts, found.p_by_fact) == ((1, 2), 1.0)
+
+
+def test_enough_facts_leave_a_sceptic_nothing_to_say_and_single_forms_no_second_test() -> None:
+    names = "abcdefgh"
+    taught = compare(
+        _facts({name: ["wrong"] * 2 for name in names}), _facts({name: ["right"] * 2 for name in names}), "exact_match"
+    )
+    assert taught.sentence.endswith("it learned")
+    assert taught.tests["token_f1"].facts == (8, 0)
+    single = compare(
+        _facts({name: ["wrong"] for name in names}), _facts({name: ["right"] for name in names}), "contains"
+    )
+    assert (single.tests["contains"].facts, single.tests["contains"].p_by_fact) == (None, None)

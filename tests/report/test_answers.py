@@ -2,6 +2,7 @@
 
 import pytest
 
+from mlx_lora.evaluation.result_format import EvaluationResult
 from mlx_lora.report.answers import fact_row, missed_facts, single_questions
 from mlx_lora.report.results import change, changes, shown_metric
 from tests.report.run_folders import of_facts, result, scored
@@ -57,6 +58,17 @@ def test_a_gain_that_the_leading_metric_does_not_show_is_shown_too(tmp_path):
 )
 def test_the_leading_metric_is_shown_unless_it_hides_a_loss(verdict, shown):
     assert shown_metric(scored(result(SILENT), "contains", LOST, **verdict)) == shown
+
+
+def test_the_chance_of_a_change_is_told_by_fact_too_where_facts_have_several_forms(tmp_path):
+    counts = {"p": 0.00001, "fixed": 20, "broken": 0, "kept_right": 0, "kept_wrong": 0}
+    content = result(["fixed"] * 20).model_dump()
+    content["comparison"] = {"exact_match": {**counts, "p_by_fact": 0.0625, "facts_higher": 5, "facts_lower": 0}}
+    page = page_of(tmp_path, results=[EvaluationResult.model_validate(content)])
+    assert (
+        "with probability below 0.0001 (exact, two-sided). Counted by fact, 5 better and 0 worse, it is 0.0625."
+        in page.text
+    )
 
 
 def test_fractions_are_counted_as_higher_and_lower(tmp_path):
