@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_lora.training.replay import ROWS, keep
+from mlx_lora.training.replay import ROWS, in_portions, keep
 
 MOST_TOKENS = 24  # after the beginning: plain questions are short
 _TEMPERATURE = 0.8  # of 4,800 drawn so, 84 % were one finished line (SmolLM2-135M)
@@ -32,9 +32,26 @@ def write_prompts(
     """Yield (done, in all) while the base draws, and last what it wrote after each of the beginnings (token ids).
 
     Only what is finished, by an end token, `closing` (what ends a user's turn) or the first question mark, and is one
-    line; "" for the others. What was drawn is kept in `folder` by base, beginnings and seed. model, base, say: as for
-    answer_prompts.
+    line; "" for the others. What was drawn is kept in `folder` by base, beginnings and seed, in portions: who wants
+    more of the same draws only what comes after. model, base, say: as for answer_prompts.
     """
+
+    def work(start: int, portion: Sequence[list[int]]) -> Iterator[int | list[str]]:
+        return _write_portion(model, tokenizer, portion, closing, seed + start, base, folder, say)
+
+    return in_portions(beginnings, work)
+
+
+def _write_portion(
+    model: nn.Module,
+    tokenizer: Any,
+    beginnings: Sequence[list[int]],
+    closing: str,
+    seed: int,
+    base: str,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Iterator[int | list[str]]:
     from mlx_lora.model.generate import iter_answers
 
     drawn = [_FORMAT, base, MOST_TOKENS, _TEMPERATURE, seed, sorted(tokenizer.eos_ids), closing, list(beginnings)]
@@ -53,7 +70,7 @@ def write_prompts(
         ):
             more = _continued(tokenizer, beginnings[place], answer.tokens)
             found[place] = _finished(more, closing, answer.stopped)
-            yield len(found), len(beginnings)
+            yield len(found)
         texts = [found[place] for place in range(len(beginnings))]
         keep(path, json.dumps(texts, ensure_ascii=False).encode(), say)
         mx.clear_cache()

@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,8 +20,13 @@ from mlx_lora.files import write_whole
 # Forgetting shows in how an answer begins; what follows costs as much to train and adds less.
 MOST_TOKENS = 24
 ROWS = 64  # answered together: a quarter faster than 32 on a CPU, and 128 hardly more
+PORTION = (
+    512  # kept together: about a minute's work on two cores is lost to an interrupt, and little to half-full batches
+)
 LIKELIEST = 32  # tokens whose probability is kept at each position; the others count as one
 _FORMAT = 2
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 
 def answer_prompts(
@@ -30,8 +35,32 @@ def answer_prompts(
     """Yield (done, in all) while the base works, and last its greedy answers in the order of the prompts.
 
     model: the base without adapters. `base` names its weights and how it computes. Answers are kept in `folder`, by
-    base, prompts and limit; what is found there is yielded at once. `say` takes one line where they cannot be kept.
+    base, prompts and limit, in portions: an interrupted run, or one with fewer prompts, leaves the next one the
+    portions that it finished. `say` takes one line where they cannot be kept.
     """
+    return in_portions(prompts, lambda _, portion: _answer_portion(model, tokenizer, portion, base, folder, say))
+
+
+def in_portions(
+    items: Sequence[_Item], work: Callable[[int, Sequence[_Item]], Iterator[int | list[_Made]]]
+) -> Iterator[tuple[int, int] | list[_Made]]:
+    """Yield (done, in all), and last what `work`, given a portion's start and items, made of all of them.
+
+    `work` yields how many of the portion are done, and last what it made of them.
+    """
+    made: list[_Made] = []
+    for start in range(0, len(items), PORTION):
+        for news in work(start, items[start : start + PORTION]):
+            if isinstance(news, list):
+                made += news
+            else:
+                yield start + news, len(items)
+    yield made
+
+
+def _answer_portion(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[list[int]], base: str, folder: Path, say: Callable[[str], None]
+) -> Iterator[int | list[BaseAnswer]]:
     from mlx_lora.model.generate import iter_answers
 
     key = json.dumps(
@@ -48,7 +77,7 @@ def answer_prompts(
             tokens = [*answer.tokens, *([tokenizer.eos_id] if answer.stopped else [])]
             expected = Expected(answer.likeliest.tokens, answer.likeliest.shares)
             found[place] = BaseAnswer(tokens, answer.stopped, expected)
-            yield len(found), len(prompts)
+            yield len(found)
         answers = [found[place] for place in range(len(prompts))]
         keep(path, _packed(answers), say)
         mx.clear_cache()

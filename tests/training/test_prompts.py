@@ -1,9 +1,11 @@
 """Prompts that the base writes: which of its drawn texts count, drawn once, found again."""
 
+import sys
+
 import pytest
 
 from mlx_lora.model.generate import generate_answers
-from mlx_lora.training import prompts
+from mlx_lora.training import prompts, replay
 from mlx_lora.training.prompts import write_prompts
 from tests.tiny import tiny_model
 
@@ -96,3 +98,26 @@ def test_a_second_run_finds_what_was_drawn_and_another_seed_or_base_draws_anew(t
     assert written(tmp_path, seed=1) != first
     assert written(tmp_path, model=tiny_model(seed=1), base="other") != first
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_who_wants_more_draws_only_what_comes_after_and_no_portion_draws_as_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "PORTION", 2)
+    again = [[5, 9, 11], [5, 40, 41, 42]] * 2
+    monkeypatch.setattr(sys.modules[__name__], "BEGINNINGS", again)
+    texts = written(tmp_path)
+    assert texts[:2] != texts[2:]  # the same beginnings, drawn anew
+    monkeypatch.setattr(sys.modules[__name__], "BEGINNINGS", again[:2])
+    assert found_again(tmp_path) == texts[:2]
+    monkeypatch.setattr(sys.modules[__name__], "BEGINNINGS", [*again, [7]])
+    *progress, more = write_prompts(tiny_model(), Ends(), [*again, [7]], "", 0, "base", tmp_path, None)
+    assert (progress, more[:4]) == ([(5, 5)], texts)
+
+
+def test_what_was_drawn_before_an_interrupt_is_there_the_next_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(replay, "PORTION", 2)
+    drawing = write_prompts(tiny_model(), Ends(), BEGINNINGS, "", 0, "base", tmp_path, None)
+    while next(drawing) != (3, 4):
+        pass
+    drawing.close()
+    *progress, _ = write_prompts(tiny_model(), Ends(), BEGINNINGS, "", 0, "base", tmp_path, None)
+    assert progress == [(3, 4), (4, 4)]

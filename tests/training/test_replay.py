@@ -68,6 +68,16 @@ def test_probabilities_are_the_bases_at_every_token_of_its_answer(tmp_path):
     assert answer.expected.tokens[0][answer.expected.shares[0].argmax()] == answer.tokens[0]
 
 
+def test_portions_give_the_same_answers_in_order_and_more_prompts_ask_only_for_theirs(tmp_path, monkeypatch):
+    whole = answered(tmp_path / "whole")
+    monkeypatch.setattr(replay, "PORTION", 2)
+    folder = tmp_path / "portions"
+    *progress, first = answer_prompts(tiny_model(), Ends(160), PROMPTS[:2], "base", folder, never)
+    assert (progress, [one.tokens for one in first]) == ([(1, 2), (2, 2)], [one.tokens for one in whole[:2]])
+    *progress, every = answer_prompts(tiny_model(), Ends(160), PROMPTS, "base", folder, never)
+    assert (progress, [one.tokens for one in every]) == ([(3, 3)], [one.tokens for one in whole])
+
+
 def test_a_second_run_finds_the_answers_without_asking(tmp_path):
     first = answered(tmp_path)
     (again,) = answer_prompts(None, Ends(160), PROMPTS, "base", tmp_path, never)
