@@ -210,7 +210,8 @@ def _evaluate_adapter(
                     f"{asker.asking.max_tokens}, so none can be written whole"
                 )
             facts = source.facts() | {"trained_on": trained_on, "trained_questions": source.asked_in(taught)}
-            yield Evaluation(subject.label, facts, rows, base, source.leading_metric(metrics), seconds)
+            drift = asker.drift(rendering, source, base) if base else None
+            yield Evaluation(subject.label, facts, rows, base, source.leading_metric(metrics), seconds, drift)
 
 
 def _evaluate_base(asker: "Asker", source: "Source", metrics: Sequence[str]) -> "Evaluation":

@@ -2,10 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mlx_lora.evaluation.result_format import DataKind
 from mlx_lora.statistics import wilson_interval
+
+if TYPE_CHECKING:
+    from mlx_lora.model.generate import Answer
 
 Metric = str  # one of METRICS, or the name of a plug-in's
 OPEN_METRICS: tuple[Metric, ...] = ("exact_match", "contains", "token_f1")
@@ -32,6 +36,8 @@ class ScoredAnswer:
     looping: bool = False  # repeats itself until max_tokens
     choices: tuple[str, ...] = ()
     choice_nats: tuple[float, ...] = ()  # -ln p of each choice
+    # As it was written, with the likeliest tokens at each place, where these were asked for.
+    written: "Answer | None" = field(default=None, compare=False, repr=False)
 
     def right(self, metric: Metric) -> bool:
         """Whether it counts as right; by a metric of fractions, whether it is entirely right."""

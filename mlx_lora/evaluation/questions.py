@@ -93,19 +93,20 @@ def _faults(record: Record) -> list[DataError]:
 
 
 def iter_scored(
-    model: "nn.Module", tokenizer: Any, questions: Sequence[Question], asking: Asking
+    model: "nn.Module", tokenizer: Any, questions: Sequence[Question], asking: Asking, likeliest: int = 0
 ) -> Iterator[tuple[int, ScoredAnswer]]:
     """Yield (place among `questions`, scored answer) as the model finishes them: all open, or all with choices.
 
+    likeliest: how many tokens and probabilities to keep at each place of an open answer, in its `written`.
     Raises: DataError where a custom metric fails.
     """
     if questions and questions[0].choices:
         return _iter_picked(model, questions, asking)
-    return _iter_written(model, tokenizer, questions, asking)
+    return _iter_written(model, tokenizer, questions, asking, likeliest)
 
 
 def _iter_written(
-    model: "nn.Module", tokenizer: Any, questions: Sequence[Question], asking: Asking
+    model: "nn.Module", tokenizer: Any, questions: Sequence[Question], asking: Asking, likeliest: int
 ) -> Iterator[tuple[int, ScoredAnswer]]:
     from mlx_lora.model.generate import answer_nats, iter_answers
 
@@ -124,6 +125,7 @@ def _iter_written(
         temperature=asking.temperature,
         seed=asking.seed,
         references=references if together else None,
+        likeliest=likeliest,
     ):
         found = nats[place][0] if answer.reference_nats is None else answer.reference_nats
         record = questions[place].record
@@ -145,6 +147,7 @@ def _iter_written(
                 reference_nats=found,
                 reference_tokens=len(references[place]),
                 looping=not answer.stopped and is_looping(answer.tokens),
+                written=answer if likeliest else None,
             ),
         )
 

@@ -41,6 +41,7 @@ class Evaluation:
     base_rows: Sequence[ScoredAnswer] | None
     metric: Metric  # the leading one
     seconds: float  # to answer and score `rows`
+    drift: float | None = None  # from the base, in nats a token of its answers
 
     @property
     def metrics(self) -> Metrics:
@@ -73,6 +74,7 @@ def build_result(evaluation: Evaluation, settings: Mapping[str, Any]) -> Evaluat
             "base": _figures(summarize(base_rows)) if base_rows is not None else None,
             "verdict": _verdict(comparison) if comparison else None,
             "signs": list(evaluation.signs),
+            "drift": evaluation.drift,
             "comparison": {name: _counts(test) for name, test in comparison.tests.items()} if comparison else None,
             "per_category": _groups(by_category(rows), by_category(base_rows) if base_rows is not None else None),
             "per_fact": _groups(by_fact(rows), by_fact(base_rows) if base_rows is not None else None),

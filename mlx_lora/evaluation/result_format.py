@@ -154,6 +154,10 @@ class EvaluationResult(Figures, _Head):
     base: Figures | None = None
     verdict: Verdict | None = None
     signs: list[str] = Field([], description="plain remarks of damage in the subject's own answers")
+    drift: float | None = Field(
+        None,
+        description="mean KL(base‖subject), nats a token of the base's own answers; null: choices, no base, not finite",
+    )
     comparison: dict[str, RightOrWrong | UpsAndDowns] | None = Field(None, description="of every metric")
     per_category: dict[str, GroupFigures] = {}
     per_fact: dict[str, GroupFigures] = {}

@@ -116,6 +116,9 @@ def _table(
     if any(one.count > 1 for one in facts[0].values()):
         known = [sum(one.values[metric] == 1 for one in groups.values()) for groups in facts]
         table.add_row("facts, every form right", *(f"{right}/{len(facts[0])}" for right in known))
+    if any(one.drift is not None for one in evaluations):
+        drifts = ("" if one.drift is None else f"{one.drift:.3f}" for one in evaluations)
+        table.add_row("drift from the base, nats", *[""] * (len(columns) - len(evaluations)), *drifts)
     if any(one.comparison for one in evaluations):
         blank = [""] * (len(columns) - len(evaluations))
         for name in _tested(evaluations):

@@ -14,18 +14,27 @@ import numpy as np
 
 from mlx_lora.model.batching import choose_batching, common_prefix, next_rows, prefill_prefix, row_limit
 from mlx_lora.model.caches import copy_rows, join_rows, keep_rows
-from mlx_lora.model.likelihood import answer_nats, check_continuations, continued_nats, iter_nats
+from mlx_lora.model.likelihood import (
+    Likeliest,
+    answer_nats,
+    check_continuations,
+    continued_nats,
+    iter_divergences,
+    iter_nats,
+)
 from mlx_lora.model.stream import Piece, PromptCache, stream_answer
 
 __all__ = [
     "Answer",
     "AnswerTokenizer",
+    "Likeliest",
     "Piece",
     "PromptCache",
     "answer_nats",
     "find_likeliest",
     "generate_answers",
     "iter_answers",
+    "iter_divergences",
     "iter_nats",
     "stream_answer",
 ]
@@ -51,15 +60,7 @@ class Answer:
     stopped: bool  # ended by an end token, not by max_tokens
     prompt_tokens: int
     reference_nats: float | None = None  # -ln p of the prompt's reference, where one was given
-    likeliest: "Likeliest | None" = None  # at each token and, where it stopped, at its end; where they were asked for
-
-
-@dataclass(frozen=True)
-class Likeliest:
-    """The K likeliest tokens at each of A places, in no order, and their probabilities."""
-
-    tokens: np.ndarray  # (A, K) int32
-    shares: np.ndarray  # (A, K) float32
+    likeliest: Likeliest | None = None  # at each token and, where it stopped, at its end; where they were asked for
 
 
 def generate_answers(

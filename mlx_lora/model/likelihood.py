@@ -1,15 +1,26 @@
 """How likely a model finds given continuations of prompts, in batches. Knows nothing of records or templates."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from mlx_lora.model.batching import Prefix, choose_batching, common_prefix, next_rows, prefill_prefix, row_limit
 from mlx_lora.model.caches import keep_rows
 
 LOGIT_POSITIONS = 512  # rows × tokens whose logits are in memory at once
+_LEAST_SHARE = 1e-12  # of what is left: its logarithm is finite
+
+
+@dataclass(frozen=True)
+class Likeliest:
+    """The K likeliest tokens at each of A places, in no order, and their probabilities."""
+
+    tokens: np.ndarray  # (A, K) int32
+    shares: np.ndarray  # (A, K) float32
 
 
 def answer_nats(
@@ -39,6 +50,62 @@ def iter_nats(
 
     A prompt with several continuations (choices of one question) is computed once a batch.
     """
+
+    def total(rows: Sequence[int], caches: Sequence[Any], last: Sequence[int]) -> list[float]:
+        return continued_nats(model, caches, last, [continuations[row] for row in rows])
+
+    for row, nats in _iter_totals(model, prompts, continuations, batch_size, total):
+        yield row, (nats, len(continuations[row]))
+
+
+def iter_divergences(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    expected: Sequence[Likeliest],
+    *,
+    batch_size: int = 32,
+) -> Iterator[tuple[int, float]]:
+    """Yield (index, KL(expected‖model) in nats, summed over the answer's A places) as batches are done.
+
+    answers: A tokens each, of which the last is not read: what follows it is not asked. expected: another model's
+    probabilities at these places; all tokens but its K likeliest count as one, so this is a lower bound (by a little)
+    of the divergence over the vocabulary. Raises: as answer_nats, and ValueError where places are not A.
+    """
+    if [len(answer) for answer in answers] != [len(one.tokens) for one in expected]:
+        raise ValueError("every token of an answer needs its expected probabilities")
+
+    def total(rows: Sequence[int], caches: Sequence[Any], last: Sequence[int]) -> list[float]:
+        width = max(len(answers[row]) for row in rows)
+        tokens, shares = (
+            _padded([getattr(expected[row], name) for row in rows], width) for name in ("tokens", "shares")
+        )
+
+        def measure(logits: mx.array, part: slice) -> mx.array:
+            logs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            found, wanted = mx.take_along_axis(logs, tokens[:, part], axis=-1), shares[:, part]
+            left, others = (mx.maximum(1.0 - one.sum(axis=-1), _LEAST_SHARE) for one in (wanted, mx.exp(found)))
+            listed = mx.where(wanted > 0, wanted * (mx.log(wanted) - found), 0.0).sum(axis=-1)
+            return listed + left * (mx.log(left) - mx.log(others))
+
+        return _total(model, caches, last, [answers[row] for row in rows], measure)
+
+    yield from _iter_totals(model, prompts, answers, batch_size, total)
+
+
+def _padded(lines: Sequence[np.ndarray], width: int) -> mx.array:
+    """Lines (A, K) as one (B, width, K)."""
+    return mx.array(np.stack([np.pad(line, ((0, width - len(line)), (0, 0))) for line in lines]))
+
+
+def _iter_totals(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    batch_size: int,
+    total: Callable[[Sequence[int], Sequence[Any], Sequence[int]], list[float]],
+) -> Iterator[tuple[int, float]]:
+    """Yield (index, what `total` makes of rows, their caches and their prompts' last tokens) batch by batch."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1: {batch_size}")
     check_continuations(prompts, continuations)
@@ -59,16 +126,33 @@ def iter_nats(
         rows = next_rows(waiting, prompts, batching, free=limit, limit=limit)
         suffixes = [prompts[row][shared:] for row in rows]
         caches = _open_once(model, prefix, suffixes)
-        wanted = [continuations[row] for row in rows]
-        totals = continued_nats(model, caches, [suffix[-1] for suffix in suffixes], wanted)
+        totals = total(rows, caches, [suffix[-1] for suffix in suffixes])
         del caches  # before the next rows have theirs
-        yield from ((row, (total, len(continuations[row]))) for row, total in zip(rows, totals, strict=True))
+        yield from zip(rows, totals, strict=True)
 
 
 def continued_nats(
     model: nn.Module, caches: Sequence[Any], last: Sequence[int], continuations: Sequence[Sequence[int]]
 ) -> list[float]:
     """-ln p of each row's continuation; the caches hold all but the `last` token of each prompt, and are used up."""
+    width = max(map(len, continuations))
+    targets = mx.array([[*rest] + [0] * (width - len(rest)) for rest in continuations])
+
+    def measure(logits: mx.array, part: slice) -> mx.array:
+        target = targets[:, part, None]
+        return mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, target, axis=-1)[..., 0]
+
+    return _total(model, caches, last, continuations, measure)
+
+
+def _total(
+    model: nn.Module,
+    caches: Sequence[Any],
+    last: Sequence[int],
+    continuations: Sequence[Sequence[int]],
+    measure: Callable[[mx.array, slice], mx.array],
+) -> list[float]:
+    """Sums over each row's places of what `measure` makes of float32 logits (B, P, V) and their part of the places."""
     width = max(map(len, continuations))
     # The last prompt token predicts the first of the continuation. Padding on the right is behind every real token.
     targets = [[*rest] + [0] * (width - len(rest)) for rest in continuations]
@@ -79,10 +163,8 @@ def continued_nats(
     for start in range(0, width, portion):
         part = slice(start, start + portion)
         logits = model(mx.array([row[part] for row in inputs]), cache=caches).astype(mx.float32)  # (B, portion, V)
-        target = mx.array([row[part] for row in targets])
-        losses = mx.logsumexp(logits, axis=-1) - mx.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
-        real = mx.arange(start, start + target.shape[1])[None] < lengths
-        totals = totals + mx.where(real, losses, 0.0).sum(axis=1)
+        real = mx.arange(start, start + logits.shape[1])[None] < lengths
+        totals = totals + mx.where(real, measure(logits, part), 0.0).sum(axis=1)
         mx.eval(totals)
     return [float(total) for total in totals.tolist()]  # type: ignore[union-attr, arg-type]
 

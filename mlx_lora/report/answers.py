@@ -92,6 +92,11 @@ def figure_rows(columns: Sequence[Figures], metrics: Sequence[str]) -> list[list
     return rows
 
 
+def drift_rows(result: EvaluationResult) -> list[list[str]]:
+    """[name, nothing of the base, how far the adapter moved what the base says], where that was measured."""
+    return [] if result.drift is None else [["drift from the base, nats a token", "–", f"{result.drift:.3f}"]]
+
+
 def category_rows(result: EvaluationResult) -> list[list[str]]:
     """[category, share of the base and of the adapter] where there are several categories."""
     groups = result.per_category

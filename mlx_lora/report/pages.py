@@ -113,7 +113,8 @@ def _result(run: Run, result: EvaluationResult, key: str) -> Mapping[str, Any]:
     if base is not None:
         columns.insert(0, "base")
         bars.insert(0, answers.bar("base", "base", base, result.metric))
-    rows = [[f"{name}: {group}", *cells] for group, *cells in answers.category_rows(result)]
+    rows = answers.drift_rows(result)
+    rows += [[f"{name}: {group}", *cells] for group, *cells in answers.category_rows(result)]
     facts_known, missed = answers.fact_row(result), answers.missed_facts(result)
     rows += [facts_known] if facts_known is not None else []
     trained = " These are the rows that it was trained on." if run.was_trained_on(result) else ""

@@ -9,9 +9,16 @@ from typing import Any
 import pytest
 
 from mlx_lora.commands.evaluate import run_evaluate
+from mlx_lora.config import DataSettings
+from mlx_lora.dataset.records import read_records
+from mlx_lora.dataset.rendering import record_prompt
 from mlx_lora.errors import AdapterError, ConfigError, DataError
 from mlx_lora.evaluation.result_format import read_result
+from mlx_lora.lora.adapter import apply_adapter, read_adapter
+from mlx_lora.model.generate import iter_answers
+from mlx_lora.model.load import load_base
 from tests.commands.workshop import SYSTEM, TOKENS, evaluate
+from tests.divergence import plain_divergence
 
 
 def test_an_adapter_that_learned_is_said_to_have_learned(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,6 +56,26 @@ def test_an_adapter_that_learned_is_said_to_have_learned(workshop: Path, capsys:
     assert result["settings"]["adapter_step"] == 7
     assert result["settings"]["base"]["name"] == "base"
     assert set(result["versions"]) == {"mlx-lora", "mlx", "mlx-lm", "transformers"}
+
+
+def test_drift_is_how_far_the_adapter_moved_what_the_base_says(
+    workshop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluate(workshop, "good", "zero", base=True, capsys=capsys)["results"]
+    base = load_base(str(workshop / "base"))
+    settings = DataSettings.model_validate({"train": "x", "system_prompt": SYSTEM})
+    records = read_records(str(workshop / "quiz.jsonl"))
+    prompts = [record_prompt(record, base.tokenizer, settings) for record in records]
+    answers = dict(iter_answers(base.model, base.tokenizer, prompts, max_tokens=TOKENS, likeliest=32))
+    apply_adapter(base.model, read_adapter(workshop / "good"))
+    base.model.eval()
+    nats = sum(plain_divergence(base.model, prompts[place], answer) for place, answer in answers.items())
+    places = sum(len(answer.likeliest.tokens) for answer in answers.values())
+    assert found[0]["drift"] == pytest.approx(nats / places, rel=1e-3)
+    assert found[0]["drift"] > 0.1
+    assert found[1]["drift"] == pytest.approx(0.0, abs=1e-6)
+    assert evaluate(workshop, "good", capsys=capsys)["drift"] is None
+    assert evaluate(workshop, "wrecked", base=True, capsys=capsys)["drift"] is None  # no number
 
 
 def test_the_base_is_taken_at_the_revision_that_is_asked_for(workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:

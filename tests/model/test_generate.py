@@ -27,7 +27,8 @@ from mlx_lora.model.batching import (
     row_limit,
 )
 from mlx_lora.model.caches import RowCache, RowLayout, join_rows, keep_rows
-from mlx_lora.model.generate import answer_nats, generate_answers, iter_answers
+from mlx_lora.model.generate import answer_nats, generate_answers, iter_answers, iter_divergences
+from tests.divergence import plain_divergence
 from tests.tiny import FAMILIES, TRANSFORMERS, tiny_model
 
 ENDS = frozenset({2, 4, *range(9, 21)})
@@ -259,6 +260,34 @@ def test_long_continuations_are_scored_in_portions(monkeypatch: pytest.MonkeyPat
     whole = [nats for nats, _ in answer_nats(model, prompts, rests)]
     monkeypatch.setattr("mlx_lora.model.likelihood.LOGIT_POSITIONS", 6)
     assert [nats for nats, _ in answer_nats(model, prompts, rests)] == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "mamba"])
+@pytest.mark.parametrize("likeliest", [8, 320])  # of a vocabulary of 320
+def test_divergences_are_those_of_plain_forward_passes(
+    family: str, likeliest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = tiny_model(family), tiny_model(family, seed=1)
+    prompts = prompts_with(18, count=5, seed=2)
+    end = generate_answers(first, Numbers(frozenset()), prompts[:1], max_tokens=4)[0].tokens[3]
+    answers = dict(iter_answers(first, Numbers(frozenset({end})), prompts, max_tokens=9, likeliest=likeliest))
+    assert answers[0].stopped
+    said = [[*answers[row].tokens, 2][: len(answers[row].likeliest.tokens)] for row in range(5)]
+    expected = [answers[row].likeliest for row in range(5)]
+    monkeypatch.setattr("mlx_lora.model.likelihood.LOGIT_POSITIONS", 12)
+    found = dict(iter_divergences(other, prompts, said, expected, batch_size=3))
+    plain = [plain_divergence(other, prompts[row], answers[row]) for row in range(5)]
+    assert [found[row] for row in range(5)] == pytest.approx(plain, rel=2e-4)
+    assert min(plain) > 1e-3
+    own = dict(iter_divergences(first, prompts, said, expected, batch_size=3))
+    assert [own[row] for row in range(5)] == pytest.approx([0.0] * 5, abs=2e-5)
+
+
+def test_divergences_need_probabilities_at_every_place() -> None:
+    model, prompts = tiny_model(), prompts_with(3, count=1, seed=0)
+    ((_, answer),) = iter_answers(model, Numbers(), prompts, max_tokens=4, likeliest=3)
+    with pytest.raises(ValueError, match="every token of an answer"):
+        list(iter_divergences(model, prompts, [[5] * 9], [answer.likeliest]))
 
 
 def test_long_prompts_are_prefilled_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,13 @@ def test_the_chance_of_a_change_is_told_by_fact_too_where_facts_have_several_for
     )
 
 
+def test_the_drift_from_the_base_stands_among_the_figures(tmp_path):
+    content = {**result(["fixed"] * 3).model_dump(), "drift": 0.0456}
+    page = page_of(tmp_path, results=[EvaluationResult.model_validate(content)])
+    assert "drift from the base, nats a token – 0.046" in page.text
+    assert "drift from the base" not in page_of(tmp_path / "without", results=[result(["fixed"] * 3)]).text
+
+
 def test_fractions_are_counted_as_higher_and_lower(tmp_path):
     """A p of ups and downs stood under a matrix of 0 fixed and 0 broken."""
     pairs = [(0.2, 0.9), (0.0, 0.4), (0.5, 0.1), (0.3, 0.3), (0.6, 1.0)]
