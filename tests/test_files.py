@@ -1,11 +1,12 @@
 """Files and folders that appear whole or not at all."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,24 @@ def test_a_failing_disk_leaves_the_old_file_and_names_place_fact_and_remedy(
         (folder / "inner").write_text("x")
     assert _names(tmp_path) == ["x"]
     assert (tmp_path / "x").read_text() == "old"
+
+
+def test_on_a_mac_the_drives_own_cache_is_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsync(2) of macOS leaves it there, so that a power cut may take what a checkpoint says is written."""
+    flushed = []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, call: flushed.append(call))
+    write_whole(tmp_path / "x", "y")
+    assert flushed == [51, 51]  # the file, and the folder that has its name
+    for number, refused in ((errno.ENOTSUP, False), (errno.EIO, True)):
+
+        def fail(descriptor: int, call: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "fcntl", fail)
+        with pytest.raises(MlxLoraError) if refused else nullcontext():
+            write_whole(tmp_path / "x", f"{number}")
+    assert (tmp_path / "x").read_text() == f"{errno.ENOTSUP}"
 
 
 def test_a_file_where_a_folder_is_needed_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from mlx_lora.errors import MlxLoraError
-from mlx_lora.files import lock, named_errors, refuse_unwritable, remove_all_leftovers, write_whole
+from mlx_lora.files import flush_to_disk, lock, named_errors, refuse_unwritable, remove_all_leftovers, write_whole
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapters.safetensors", "adapter_config.json"
 LOCK_FILE = ".lock"
@@ -69,7 +69,7 @@ class Metrics:
     def sync(self) -> None:
         """Make sure that what was written survives a power cut: called with every checkpoint."""
         with named_errors(self._path):
-            os.fsync(self._file.fileno())
+            flush_to_disk(self._file.fileno())
 
 
 def adapter_files(folder: Path) -> list[Path]:
