@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,17 @@ def find_adapter(text: str, root: Path = ADAPTERS) -> Path:
     if path.is_dir() or (root / path).is_dir():
         folder = path if path.is_dir() else root / path
         if (folder / "metrics.jsonl").is_file():
-            raise AdapterError(f"{folder}: its run has kept no adapter", f"mlx-lora report {folder} says how it ended")
+            raise AdapterError(
+                f"{folder}: its run has kept no adapter",
+                f"mlx-lora report {shlex.quote(str(folder))} says how it ended",
+            )
         inner = adapter_names(folder)
         held = ", ".join(str(folder / name) for name in inner)
         hint = f"it holds the adapters {held}" if inner else _what_there_is(root)
         raise AdapterError(f"{folder}: has no {_CONFIG}, so it is no adapter", hint)
     if mixed := _mixed(text, root):
         parts, weights = zip(*mixed, strict=True)
-        command = f"mlx-lora adapters merge {' '.join(parts)} --weights {','.join(weights)} -o DIR"
+        command = f"mlx-lora adapters merge {shlex.join(parts)} --weights {','.join(weights)} -o DIR"
         raise AdapterError(f"{text}: is a mix, and one adapter is expected", f"chat takes mixes; here: {command}")
     names = adapter_names(root)
     near = difflib.get_close_matches(path.name.lower(), names, n=3, cutoff=0.5)

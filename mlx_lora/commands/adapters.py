@@ -96,6 +96,7 @@ def _shown_json(shelved: Shelved, adapter: "AdapterFolder", norms: dict[str, flo
 
 
 def _print_shown(shelved: Shelved, adapter: "AdapterFolder", norms: dict[str, float]) -> None:
+    from mlx_lora.report.card import merged_from
     from mlx_lora.report.facts import adapter_facts, base_facts, data_table, environment, run_facts
 
     run, parameters = shelved.run, adapter.parameters
@@ -116,7 +117,7 @@ def _print_shown(shelved: Shelved, adapter: "AdapterFolder", norms: dict[str, fl
         *base_facts(run),
         *trained,
         *environment(run),
-        *_ancestors(run.adapter.get("merged_from")),
+        *([("merged from", origin)] if (origin := merged_from(run)) is not None else []),
         *_origin(shelved),
     ]
     print_table(["", ""], [list(pair) for pair in pairs])
@@ -150,13 +151,6 @@ def _base_score(result: Any) -> str:
 
 def _verdict(result: Any) -> str:
     return "–" if result.verdict is None else str(result.verdict.kind)
-
-
-def _ancestors(merged: Any) -> list[tuple[str, str]]:
-    if not isinstance(merged, dict):
-        return []
-    parts = [f"{one['weight']:g} · {one['name']}" for one in merged["adapters"]]
-    return [("merged from", f"{' + '.join(parts)} ({merged['method']})")]
 
 
 def _origin(shelved: Shelved) -> list[tuple[str, str]]:

@@ -131,7 +131,7 @@ def _read_asking(row: Row, messages: tuple[Message, ...], format: str) -> dict[s
         found["answers"] = (said,)
         unaskable["answers"] = (str(fault), fault.hint)
     if not _is_empty(row.get("choices")):
-        fact = f'"choices" stands in a {format} row; only {_QUESTION} rows have choices'
+        fact = f'"choices" does not belong to the {format} format; only {_QUESTION} rows have choices'
         unaskable["choices"] = (fact, _NO_CHOICES_HINT)
     return found | {"unaskable": unaskable}
 

@@ -5,6 +5,7 @@ Knows the keys of mlx-lm's adapters and our own; nothing of tensors or models.
 
 import json
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeGuard
@@ -92,7 +93,7 @@ def _check_files(folder: Path) -> None:
         if (folder / PEFT_WEIGHTS_FILE).is_file():
             raise AdapterError(
                 f"{folder}: a PEFT adapter ({PEFT_WEIGHTS_FILE}), not one of MLX",
-                f"take it over with `mlx-lora import {folder} -o NAME`",
+                f"take it over with `mlx-lora import {shlex.quote(str(folder))} -o NAME`",
             )
         raise AdapterError(f"{folder}: no {name} in it", "is this the adapter's folder, and did its training finish?")
 
@@ -116,7 +117,12 @@ def _is_whole(value: Any) -> TypeGuard[int]:
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _refuse(path: Path, key: str, value: Any, expected: str) -> NoReturn:

@@ -82,8 +82,8 @@ def _run_parts(run: Run) -> list[str]:
         found += [text for text in told if text]
     else:
         found.append("## Scores\n\nIt was not evaluated: nobody knows yet what it learned.")
-    if (origin := _merged_from(run)) is not None:
-        found.append(origin)
+    if (origin := merged_from(run)) is not None:
+        found.append(f"Merged from {origin}.")
     pairs = [*base_facts(run), *adapter_facts(run), *environment(run)]
     found.append("## Facts\n\n" + _table(Table(["", ""], [list(pair) for pair in dict(pairs).items()])))
     data = data_table(run)
@@ -94,16 +94,16 @@ def _run_parts(run: Run) -> list[str]:
     return found
 
 
-def _merged_from(run: Run) -> str | None:
-    """Such as "Merged from 0.7 · a + 0.3 · b (linear)."; None for an adapter that was trained."""
+def merged_from(run: Run) -> str | None:
+    """Such as "0.7 · a + 0.3 · b (linear)"; None for an adapter that was trained."""
     merged = run.adapter.get("merged_from")
     if not isinstance(merged, Mapping):
         return None
     parts = merged.get("adapters")
     if not isinstance(parts, list) or not all(isinstance(one, Mapping) for one in parts):
-        return "Merged from adapters that its file does not name."
+        return "adapters that its file does not name"
     named = [f"{number(one, 'weight'):g} · {one.get('name')}" for one in parts]
-    return f"Merged from {' + '.join(named)} ({merged.get('method')})."
+    return f"{' + '.join(named)} ({merged.get('method')})"
 
 
 def _asked(run: Run, result: EvaluationResult) -> str:

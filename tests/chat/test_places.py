@@ -51,6 +51,19 @@ def test_adapters_are_named_by_what_finds_them(root: Path) -> None:
     assert adapter_label(Path("elsewhere/medical")) == "elsewhere/medical"
 
 
+def test_suggested_commands_can_be_pasted_where_a_name_has_a_space(root: Path) -> None:
+    Path("adapters/my run").mkdir()
+    Path("adapters/my run/metrics.jsonl").touch()
+    with pytest.raises(AdapterError) as none:
+        find_adapter("my run")
+    assert none.value.hint == "mlx-lora report 'adapters/my run' says how it ended"
+    Path("adapters/my run/adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterError) as mix:
+        find_adapter("my run+support")
+    assert mix.value.hint is not None
+    assert "mlx-lora adapters merge 'my run' support --weights 1,1 -o DIR" in mix.value.hint
+
+
 @pytest.mark.parametrize(
     ("named", "fact", "hint"),
     [

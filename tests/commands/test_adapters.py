@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,22 @@ def test_a_linear_merge_answers_as_the_mix_that_it_names(shelf, tmp_path, capsys
         assert mx.abs(base.model(TOKENS) - merged).max().item() < 1e-5
         bank.activate("a")
         assert mx.abs(base.model(TOKENS) - merged).max().item() > 1e-2
+
+
+def test_a_merged_adapter_whose_file_was_edited_is_shown_all_the_same(shelf, tmp_path, capsys):
+    """`adapters show` ended in a KeyError."""
+    run_adapters_merge([str(shelf / "a"), str(shelf / "b")], tmp_path / "both")
+    path = tmp_path / "both/adapter_config.json"
+    config = json.loads(path.read_text())
+    for edited, told in (
+        ({"adapters": [{"name": "a"}], "method": "svd"}, "nan · a (svd)"),
+        ({"method": "svd"}, "adapters that its file does not name"),
+    ):
+        config["mlx_lora"]["merged_from"] = edited
+        path.write_text(json.dumps(config))
+        capsys.readouterr()
+        run_adapters_show(str(tmp_path / "both"))
+        assert re.search(rf"merged from +{re.escape(told)}$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_merge_goes_where_the_home_folder_leads(shelf, tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def test_choices_outside_question_rows_stop_no_training_and_are_kept_for_eval_to
     """Reported by a review: they were dropped without a word. In session 11: a published row could not be trained."""
     record = record_from_row({**row, "choices": choices, "answers": ["Paris."]}, "f.jsonl:1")
     assert (record.choices, record.answers, record.unread) == ((), ("Paris.",), ("choices",))
-    fact = f'"choices" stands in a {format} row; only question/answer rows have choices'
+    fact = f'"choices" does not belong to the {format} format; only question/answer rows have choices'
     assert record.unaskable == {"choices": (fact, NO_CHOICES_HINT)}
 
 

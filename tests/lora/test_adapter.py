@@ -374,6 +374,7 @@ CONFIG_FAULTS = [
     ({"lora_parameters__rank": True}, "lora_parameters.rank is true"),
     ({"lora_parameters__scale": None, "lora_parameters__alpha": 16}, "lora_parameters.scale is missing"),
     ({"lora_parameters__scale": float("nan")}, "lora_parameters.scale is NaN"),
+    ({"lora_parameters__scale": 10**400}, "lora_parameters.scale is 1000"),
     ({"lora_parameters__scale": "2"}, 'lora_parameters.scale is "2"'),
     ({"lora_parameters__dropout": 1.0}, "lora_parameters.dropout is 1.0"),
     ({"lora_parameters__keys": []}, "lora_parameters.keys is []"),
@@ -417,6 +418,12 @@ def test_what_is_not_an_adapter_folder_is_said(tmp_path):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(AdapterError, match="a PEFT adapter"):
         read_adapter(tmp_path)
+    spaced = tmp_path / "my adapter"
+    spaced.mkdir()
+    (spaced / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(AdapterError) as caught:
+        read_adapter(spaced)
+    assert caught.value.hint == f"take it over with `mlx-lora import '{spaced}' -o NAME`"
 
 
 def test_a_folder_where_a_file_should_be_is_an_error_for_people(tmp_path):
