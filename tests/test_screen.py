@@ -115,3 +115,17 @@ def test_the_time_left_has_the_validations_to_come_in_it(capsys: pytest.CaptureF
     run.screen.validation(30, 1.0, (0, 1), False, 30.0)
     assert run.left(1.0) == "2:39"
     assert run.left(*[1.0] * 69) == "0:30"
+
+
+def test_a_run_that_goes_on_from_a_better_adapter_does_not_call_its_own_best_the_best_so_far(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = Run(capsys, 2)
+    run.screen.validation(1, 0.3, (0, 1), True, 1.0, 0.2)
+    run.screen.validation(2, 0.1, (0, 1), True, 1.0, 0.2)
+    run.screen.validation(2, 0.1, (0, 1), False, 1.0, 0.2)
+    assert capsys.readouterr().err.splitlines() == [
+        "step 1/2  validation loss 0.3000 nats a token (1.0 s)  kept, though no better than at step 0",
+        "step 2/2  validation loss 0.1000 nats a token (1.0 s)  best so far, kept",
+        "step 2/2  validation loss 0.1000 nats a token (1.0 s)",
+    ]

@@ -83,7 +83,7 @@ def _validate(
     if metrics:
         told = {"loss": loss, "right": right, "rows": len(found.right), "best": best, "seconds": seconds}
         metrics.write("validation", {"step": step, **told})
-    screen.validation(step, loss, (right, len(found.right)), best, seconds)
+    screen.validation(step, loss, (right, len(found.right)), best, seconds, session.progress.base_loss)
     _warn(watch.validation(step, loss, kept=best), step, metrics, screen)
     if best and metrics:
         _save_adapter(session, folder, facts)
