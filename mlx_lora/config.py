@@ -111,6 +111,11 @@ class TrainSettings(Settings):
     keep_last: Positive = Field(
         2, description="Checkpoints that are kept; older ones are removed. The best adapter is kept apart from them."
     )
+    final_adapter: Literal["best", "last"] = Field(
+        "best",
+        description="Which adapter the run leaves where it validates: the best in validation, or that of the last "
+        "checkpoint, whose learning rate has fallen furthest.",
+    )
     early_stopping_patience: Positive | None = Field(
         None, description="Stop after this many validations without a better one; null never does."
     )

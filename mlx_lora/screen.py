@@ -143,22 +143,19 @@ class TrainScreen:
         step: int,
         loss: float,
         right: tuple[int, int],
-        best: bool,
         seconds: float,
-        before: float | None = None,
+        mark: str = "",
     ) -> None:
         """Show a validation.
 
-        right: rows that come out as they are, of how many; none is no news of long answers. best: of this run, so it is
-        kept. before: the loss at step 0; a run that goes on from an adapter may keep one that is worse than that was.
+        right: rows that come out as they are, of how many; none is no news of long answers. mark: what becomes of it.
         """
         self._left.note_validation(seconds)
         self.valid_text = f"valid {loss:.3f}"
-        worse = before is not None and loss >= before
-        mark = "" if not best else "  kept, though no better than at step 0" if worse else "  best so far, kept"
         rows = f", {right[0]} of {right[1]} rows right" if right[0] else ""
         self.line(
-            f"step {step}/{self._total_steps}  validation loss {loss:.4f} nats a token{rows} ({seconds:.1f} s){mark}"
+            f"step {step}/{self._total_steps}  validation loss {loss:.4f} nats a token{rows} ({seconds:.1f} s)"
+            + (f"  {mark}" if mark else "")
         )
 
     def warn(self, lines: Iterable[str]) -> None:

@@ -109,23 +109,9 @@ def test_the_time_left_counts_long_rows_and_follows_a_machine_that_got_slower(
 @pytest.mark.usefixtures("every_line")
 def test_the_time_left_has_the_validations_to_come_in_it(capsys: pytest.CaptureFixture[str]) -> None:
     run = Run(capsys, total=100, eval_every=30)
-    run.screen.validation(0, 1.0, (0, 1), False, 30.0)
+    run.screen.validation(0, 1.0, (0, 1), 30.0)
     assert run.left(9.0, 1.0) == "3:38"  # 98 steps, validations after 30, 60, 90 and 100
     assert run.left(*[1.0] * 28) == "3:10"  # step 30: its own is still to come
-    run.screen.validation(30, 1.0, (0, 1), False, 30.0)
+    run.screen.validation(30, 1.0, (0, 1), 30.0)
     assert run.left(1.0) == "2:39"
     assert run.left(*[1.0] * 69) == "0:30"
-
-
-def test_a_run_that_goes_on_from_a_better_adapter_does_not_call_its_own_best_the_best_so_far(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run = Run(capsys, 2)
-    run.screen.validation(1, 0.3, (0, 1), True, 1.0, 0.2)
-    run.screen.validation(2, 0.1, (0, 1), True, 1.0, 0.2)
-    run.screen.validation(2, 0.1, (0, 1), False, 1.0, 0.2)
-    assert capsys.readouterr().err.splitlines() == [
-        "step 1/2  validation loss 0.3000 nats a token (1.0 s)  kept, though no better than at step 0",
-        "step 2/2  validation loss 0.1000 nats a token (1.0 s)  best so far, kept",
-        "step 2/2  validation loss 0.1000 nats a token (1.0 s)",
-    ]

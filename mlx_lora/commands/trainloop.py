@@ -83,10 +83,28 @@ def _validate(
     if metrics:
         told = {"loss": loss, "right": right, "rows": len(found.right), "best": best, "seconds": seconds}
         metrics.write("validation", {"step": step, **told})
-    screen.validation(step, loss, (right, len(found.right)), best, seconds, session.progress.base_loss)
+    mark = validation_mark(best, keeps_best(session), loss, session.progress.base_loss)
+    screen.validation(step, loss, (right, len(found.right)), seconds, mark)
     _warn(watch.validation(step, loss, kept=best), step, metrics, screen)
-    if best and metrics:
+    if best and metrics and keeps_best(session):
         _save_adapter(session, folder, facts)
+
+
+def keeps_best(session: "Session") -> bool:
+    """Whether the run leaves the adapter of its best validation, and not that of its last checkpoint."""
+    return bool(session.valid_set) and session.config.train.final_adapter == "best"
+
+
+def validation_mark(best: bool, keeps: bool, loss: float, before: float | None) -> str:
+    """What is said of a validation that is the best of its run. before: the loss at step 0.
+
+    A run that goes on from an adapter may have a best that is worse than that was.
+    """
+    if not best:
+        return ""
+    if before is not None and loss >= before:
+        return "kept, though no better than at step 0" if keeps else ""
+    return "best so far, kept" if keeps else "best so far"
 
 
 def _warn(lines: list[str], step: int, metrics: "Metrics | None", screen: TrainScreen) -> None:
@@ -104,7 +122,7 @@ def _save(session: "Session", folder: Path, facts: dict[str, Any], metrics: "Met
 
     if not metrics:
         return
-    if not session.valid_set:
+    if not keeps_best(session):
         _save_adapter(session, folder, facts)
     metrics.sync()
     save_checkpoint(

@@ -62,7 +62,7 @@ def kept_line(folder: Path) -> str:
     from mlx_lora.training.runfolder import ADAPTER_FILE
 
     kept = (folder / ADAPTER_FILE).exists()
-    return "the best adapter so far is kept" if kept else "no adapter was kept yet"
+    return "the adapter that was kept so far is there" if kept else "no adapter was kept yet"
 
 
 def saved_line(folder: Path, again: str) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from mlx_lora.commands.losscurve import print_loss_curve
+from mlx_lora.commands.trainloop import keeps_best
 from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
 from mlx_lora.screen import format_bytes, format_seconds
@@ -50,6 +51,7 @@ def build_summary(
         "base_validation_loss": session.progress.base_loss,
         "best_validation_loss": session.progress.best_loss,
         "best_step": session.progress.best_step,
+        "kept_step": session.progress.best_step if keeps_best(session) else session.progress.step,
         "seconds": round(seconds + (metrics.seconds_before if metrics else 0.0), 1),
         "peak_bytes": max(mx.get_peak_memory(), peak_before, metrics.peak_before if metrics else 0),
         "adapter_bytes": adapter.stat().st_size if adapter.exists() else 0,
@@ -64,7 +66,8 @@ def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) ->
         return
     if summary["ended_by"] == "patience":
         talk.print("stopped early: the validation loss no longer falls", markup=False)
-    kept = f", kept step {summary['best_step']}" if summary["best_validation_loss"] is not None else ""
+    validated = summary["best_validation_loss"] is not None
+    kept = f", kept step {summary['kept_step']}" if validated else ""
     talk.print(
         f"{summary['steps']} steps in {format_seconds(summary['seconds'])}{kept}; adapter "
         f"{format_bytes(summary['adapter_bytes'])}, peak memory {format_bytes(summary['peak_bytes'])}",
@@ -73,12 +76,13 @@ def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) ->
     base_loss, best_loss = summary["base_validation_loss"], summary["best_validation_loss"]
     if base_loss is not None and best_loss is not None and best_loss >= base_loss:
         talk.print(f"warning: the validation loss never fell below {base_loss:.4f}, where it began", markup=False)
-    last = folder / "checkpoints" / f"{summary['steps']:08d}"
-    if kept and summary["best_step"] != summary["steps"] and last.is_dir():
-        talk.print(
-            f"note: the last step's adapter was not the best in validation; to ask it too: mlx-lora eval {last}",
-            markup=False,
-            soft_wrap=True,
-        )
+    if validated and summary["best_step"] != summary["steps"]:
+        step, name = summary["steps"], "it"
+        if summary["kept_step"] == step:
+            step, name = summary["best_step"], "the best"
+        other = folder / "checkpoints" / f"{step:08d}"
+        also = f"; to ask {name} too: mlx-lora eval {other}" if other.is_dir() else ""
+        fact = "note: the last step's adapter was not the best in validation"
+        talk.print(f"{fact}{also}", markup=False, soft_wrap=True)
     print_loss_curve(folder)
     talk.print(f"next:\n  mlx-lora eval {folder} --base\n  mlx-lora chat {folder}", markup=False, soft_wrap=True)

@@ -67,6 +67,7 @@ OTHER_NAMES = {
     "random_seed": "train.seed",
     "optim": "optimizer.name",
     "patience": "train.early_stopping_patience",
+    "load_best_model_at_end": "train.final_adapter",
     "chat_template_kwargs": "data.chat_template_args",
     "system": "data.system_prompt",
     "clip_grad": "optimizer.max_grad_norm",

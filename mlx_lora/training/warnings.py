@@ -102,7 +102,9 @@ def exploding_gradients(steps: Sequence[Seen]) -> str | None:
     )
 
 
-def turning_validation(validations: Sequence[tuple[int, float]], steps: Sequence[Seen]) -> str | None:
+def turning_validation(
+    validations: Sequence[tuple[int, float]], steps: Sequence[Seen], *, keeps_best: bool = True
+) -> str | None:
     """A validation loss that has risen twice in a row since its best. validations: (step, loss), not the base's."""
     if len(validations) < 3:
         return None
@@ -114,8 +116,9 @@ def turning_validation(validations: Sequence[tuple[int, float]], steps: Sequence
     falls = bool(then) and fmean(_losses(steps[-10:])) < fmean(then)
     risen = f"the validation loss rises: {best:.4f} at step {best_step}, {before:.4f}, {now:.4f} at step {step}"
     if falls:
+        kept = "is kept" if keeps_best else "would be kept with train.final_adapter: best"
         return (
-            f"{risen}, while the training loss falls: over-fitting. The adapter of step {best_step} is kept; fewer "
+            f"{risen}, while the training loss falls: over-fitting. The adapter of step {best_step} {kept}; fewer "
             "epochs, more rows or a lower rank help, and train.early_stopping_patience stops by itself"
         )
     return f"{risen}, and the training loss with it: lower optimizer.learning_rate"
@@ -173,7 +176,10 @@ class Watch:
         lowest = min(self._validations, key=lambda validation: validation[1], default=(0, 0.0))[0]
         if lowest < self._kept:  # the loss rises while more rows come out right: that is no over-fitting
             return []
-        return self._once("validation", lambda: turning_validation(self._validations, self._steps))
+        keeps_best = self._config.train.final_adapter == "best"
+        return self._once(
+            "validation", lambda: turning_validation(self._validations, self._steps, keeps_best=keeps_best)
+        )
 
     def _still(self) -> str | None:
         optimizer, total = self._config.optimizer, self._schedule.total_steps

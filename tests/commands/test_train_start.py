@@ -1,13 +1,20 @@
 """`lora.start_from`: a run that goes on from another run's adapter, and what it refuses to start from."""
 
 import json
+import re
 import shutil
 
+import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
+
+import mlx.core as mx  # isort: skip
 import pytest
 
 from mlx_lora.commands.train import run_train
+from mlx_lora.commands.trainloop import validation_mark
 from mlx_lora.errors import AdapterError, ConfigError, TrainingError
 from mlx_lora.files import sha256_file
+from mlx_lora.training.session import Session
+from mlx_lora.training.validation import Validation
 from tests.commands.test_train import events, interrupted_after
 from tests.tiny import save_tiny_folder
 
@@ -22,6 +29,14 @@ def first(run_file, tmp_path):
 
 def weights(folder):
     return (folder / "adapters.safetensors").read_bytes()
+
+
+def same_weights(folder, checkpoint):
+    """Whether an adapter is that of a checkpoint, which has more digits."""
+    own, other = (mx.load(str(one / "adapters.safetensors")) for one in (folder, checkpoint))
+    return own.keys() == other.keys() and all(
+        mx.array_equal(own[name], other[name].astype(own[name].dtype)) for name in own
+    )
 
 
 def test_a_run_begins_where_the_other_ended_and_says_so_in_its_adapter(first, run_file, tmp_path, capsys):
@@ -46,6 +61,39 @@ def test_other_prompts_than_it_was_trained_with_are_said(first, run_file, tmp_pa
     assert f"warning: system_prompt was another where {first} was trained\n" in capsys.readouterr().err
     assert run_train(run_file(lora={"start_from": str(first)}), overwrite=True) == 0
     assert "was another" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("best", "keeps", "loss", "said"),
+    [
+        (True, True, 0.1, "best so far, kept"),
+        (True, False, 0.1, "best so far"),
+        (True, True, 0.3, "kept, though no better than at step 0"),
+        (True, False, 0.3, ""),
+        (False, True, 0.1, ""),
+    ],
+)
+def test_what_is_said_of_a_validation_that_began_at_a_loss_of_two_tenths(best, keeps, loss, said):
+    assert validation_mark(best, keeps, loss, 0.2) == said
+
+
+@pytest.mark.parametrize(("final", "kept", "asked"), [("best", 3, "it too: .*00000009"), ("last", 9, "the best too: ")])
+def test_a_run_leaves_the_adapter_of_its_best_validation_or_of_its_last_step(
+    run_file, tmp_path, capsys, monkeypatch, final, kept, asked
+):
+    losses = iter([5.0, 0.5, 0.9, 0.7])  # before the first step, and after each of three epochs
+    monkeypatch.setattr(Session, "validate", lambda self: Validation(next(losses), (False,) * len(self.valid_set)))
+    path = run_file(train={"epochs": 3, "final_adapter": final, "keep_last": 3})
+    capsys.readouterr()
+    assert run_train(path, json_output=True) == 0
+    shown = capsys.readouterr()
+    summary = json.loads(shown.out)
+    assert (summary["best_step"], summary["kept_step"], summary["steps"]) == (3, kept, 9)
+    run = tmp_path / "run"
+    assert json.loads((run / "adapter_config.json").read_text())["mlx_lora"]["step"] == kept
+    assert same_weights(run, run / f"checkpoints/{kept:08d}")
+    assert not same_weights(run, run / f"checkpoints/{12 - kept:08d}")
+    assert re.search(f"not the best in validation; to ask {asked}", shown.err)
 
 
 def test_a_run_that_only_makes_it_worse_says_so(first, run_file, tmp_path, capsys):
