@@ -58,8 +58,11 @@ def cache_folder() -> Path:
 def typed_path(text: str | Path) -> Path:
     """The path that a person typed, ~ expanded, after which asking whether it is there cannot fail.
 
-    Raises: MlxLoraError for what cannot lead anywhere: ~ of nobody, links in a circle, too long a name, no permission.
+    Raises: MlxLoraError for what cannot lead anywhere: ~ of nobody, links in a circle, too long a name, a NUL
+    character, no permission.
     """
+    if "\0" in str(text):
+        raise MlxLoraError(f"{text}: holds a NUL character", "no file can be called so: remove it")
     try:
         path = Path(text).expanduser()
     except RuntimeError as error:

@@ -267,6 +267,8 @@ def test_a_typed_path_is_expanded_and_may_lead_to_nothing(tmp_path: Path, monkey
         ("~nobody-of-this-name/x", "there is no such home folder", "write the whole path"),
         ("x" * 300, "File name too long", "choose a shorter one"),
         ("loop/x", "Too many levels of symbolic links", "a link leads back to itself"),
+        ("rows\0.jsonl", "holds a NUL character", "no file can be called so"),
+        ("~ann\0/rows.jsonl", "holds a NUL character", "no file can be called so"),
     ],
 )
 def test_a_path_that_cannot_lead_anywhere_is_refused(
