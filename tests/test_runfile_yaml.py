@@ -1,6 +1,7 @@
 """The YAML loader: places of faults, the scalars of YAML 1.2, and no way out but ConfigError."""
 
 import errno
+import math
 import os
 from pathlib import Path
 
@@ -43,6 +44,9 @@ SCALARS = [
     ("!!str 8", "8"),
     ("!!float 8", 8.0),
     ("-.inf", float("-inf")),
+    (".Inf", float("inf")),
+    ("+.INF", float("inf")),
+    ("-.Inf", float("-inf")),
 ]
 
 
@@ -51,6 +55,12 @@ def test_scalars_follow_the_core_schema_of_yaml_1_2(written: str, value: object)
     found = parse_yaml(f"a: {written}\n").value["a"]
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("written", [".nan", ".NaN", ".NAN"])
+def test_every_spelling_of_nan_is_one(written: str) -> None:
+    """Found in session 12: .NaN, as .Inf, ended in a traceback of float()."""
+    assert math.isnan(parse_yaml(f"a: {written}\n").value["a"])
 
 
 def test_names_are_text_as_written() -> None:

@@ -180,7 +180,7 @@ def _scalar(node: yaml.ScalarNode) -> Any:
         if abs(number) > MAX_INTEGER:
             raise _fault_at(node, f"a number beyond {MAX_INTEGER}", "no setting takes so large a number")
         return number
-    return float(text.replace(".inf", "inf").replace(".nan", "nan") if text[-1].isalpha() else text)
+    return float(text.replace(".", "") if text[-1].isalpha() else text)  # float() knows .Inf and .NaN without the dot
 
 
 def _text(node: yaml.ScalarNode) -> str:
