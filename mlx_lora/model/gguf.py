@@ -9,6 +9,7 @@ import numpy as np
 
 from mlx_lora.errors import ModelError
 from mlx_lora.model.gguf_layout import mlx_name, rotary_heads, unpermute_rows
+from mlx_lora.model.gguf_reader import open_gguf
 from mlx_lora.model.gguf_settings import MLX_VERSION, positive_number, read_heads, whole_number
 
 _GROUP = 32  # values that share a scale in Q4_1 and Q8_0, and in the MLX weights made of them
@@ -31,10 +32,8 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         """Raises: ModelError when it is no GGUF file, no whole model or of another architecture."""
-        from gguf import GGUFReader
-
         try:
-            self._reader: Any = GGUFReader(path)
+            self._reader: Any = open_gguf(path)
         except UnicodeDecodeError as error:
             raise ModelError(
                 f"{path}: the name of a setting or a tensor is not UTF-8: {_around(error)}", _DAMAGED

@@ -146,6 +146,30 @@ def test_what_cannot_be_carried_over_is_an_error(tmp_path: Path) -> None:
         tokenizer_files(GgufFile(write_gguf(tmp_path / "pre.gguf", pre="tekken")))
 
 
+@pytest.mark.parametrize("entries", [2**40, 2**63])
+def test_a_list_longer_than_its_file_is_a_file_that_is_cut_off(tmp_path: Path, entries: int) -> None:
+    """Found in session 11: the reader went through as many entries as were announced, past the end of the file."""
+    file = write_gguf(tmp_path / "long.gguf")
+    whole = file.read_bytes()
+    key = b"tokenizer.ggml.token_type"
+    start = whole.index(key) + len(key) + 8  # past the types of the value and of its entries
+    file.write_bytes(whole[:start] + entries.to_bytes(8, "little") + whole[start + 8 :])
+    with pytest.raises(ModelError) as caught:
+        GgufFile(file)
+    assert caught.value.message == (
+        f"{file}: is no GGUF file, or is cut off: it announces {entries} entries of a list, more than it has bytes for"
+    )
+
+
+def test_a_file_that_ends_within_a_list_is_cut_off(tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "cut.gguf")
+    whole = file.read_bytes()
+    key = b"tokenizer.ggml.token_type"
+    file.write_bytes(whole[: whole.index(key) + len(key) + 8 + 8 + 10])
+    with pytest.raises(ModelError, match="is cut off: it announces 262 entries of a list, more than it has bytes for"):
+        GgufFile(file)
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tiny: GgufFile, tmp_path_factory: pytest.TempPathFactory) -> Any:
     from transformers import AutoTokenizer
