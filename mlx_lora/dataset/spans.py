@@ -18,6 +18,7 @@ from mlx_lora.dataset.rendering import (
     encode_rendered,
     plain_answer,
     plain_prompt,
+    read_template,
     render_text,
     with_system_prompt,
 )
@@ -35,9 +36,14 @@ TOOLS_UNWRITTEN = "without a chat template the tools are not written"
 CALLS_IGNORED = "the template does not write the tool calls"
 PROMPT_IGNORED = "the template does not write data.system_prompt"
 MESSAGE_IGNORED = "the template does not write the content of a {role} message"
+DATED = (
+    "the template writes today's date, so that a run cannot be resumed on another day: write the date into a copy "
+    "of it for data.chat_template, or give date_string in data.chat_template_args where it takes that"
+)
 THINKING_IGNORED = "the template does not write the {key} of an answer"
 
 # Private-use characters around a message show where the template puts it.
+_CLOCK = "strftime_now"  # what transformers calls it for templates
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _THINKING = ("reasoning_content", "reasoning", "thinking")  # keys beside the content, by which data sets hold thinking
 
@@ -117,6 +123,7 @@ class _Conversation:
         self.tokens = self._encode(self.text)
         self.notes: list[str] = []
         self._note_what_is_left_out()
+        self._note_a_date()
 
     def all_spans(self) -> list[tuple[int, int]]:
         """Every assistant turn; only the last one, with a note, where an earlier one cannot be told apart."""
@@ -229,6 +236,18 @@ class _Conversation:
         spelled = [self.tokenizer.decode([end]) for end in self.tokenizer.eos_ids]
         if any(end and end in content for end in spelled):
             self.notes.append(EMBEDDED_END)
+
+    def _note_a_date(self) -> None:
+        file = self.settings.chat_template
+        if _CLOCK not in str(self.tokenizer.chat_template if file is None else read_template(file)):
+            return
+        # In place of the function a text, which cannot be called: a template that asks for the day fails.
+        stopped = {**self.settings.chat_template_args, _CLOCK: ""}
+        settings = self.settings.model_copy(update={"chat_template_args": stopped})
+        try:
+            render_text(self.messages, self.tokenizer, settings, self.tools, prompt=False)
+        except DataError:
+            self.notes.append(DATED)
 
     def _note_what_is_left_out(self) -> None:
         if self.tools and self.text == render_text(self.messages, self.tokenizer, self.settings, prompt=False):

@@ -13,6 +13,7 @@ from mlx_lora.dataset.examples import SHORTENED, build_example, build_examples, 
 from mlx_lora.dataset.rendering import render_beginning
 from mlx_lora.dataset.spans import (
     CALLS_IGNORED,
+    DATED,
     EMBEDDED_END,
     END_ADDED,
     LAST_ONLY,
@@ -112,6 +113,23 @@ class TestPrefixes:
         call = {"function": {"name": "add", "arguments": {}}}
         messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "tool_calls": [call]}]
         assert example_of(record({"messages": messages}), tokenizer_of("llama3")).note == CALLS_IGNORED
+
+    def test_a_template_that_writes_todays_date_is_said(self, tmp_path: Path) -> None:
+        """Found in session 12: as Llama 3.2's. A run that stopped in the evening was refused in the morning."""
+        tokenizer = tokenizer_of("smollm2")
+        dated = (
+            "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+            f"Today is {{{{ date_string }}}}. {tokenizer.chat_template}"
+        )
+        assert example_of(chat("Q", "A"), tokenizer).note is None
+        (tmp_path / "dated.jinja").write_text(dated)
+        assert example_of(chat("Q", "A"), tokenizer, chat_template=str(tmp_path / "dated.jinja")).note == DATED
+        tokenizer.chat_template = dated
+        assert example_of(chat("Q", "A"), tokenizer).note == DATED
+        assert "; " not in DATED  # which is between two notes
+        example = example_of(chat("Q", "A"), tokenizer, chat_template_args={"date_string": "26 Jul 2024"})
+        assert example.note is None
+        assert tokenizer.decode(example.tokens.tolist()).startswith("Today is 26 Jul 2024.<|im_start|>system")
 
     def test_messages_that_the_template_leaves_out_are_said(self) -> None:
         """Found in session 10: data.system_prompt was in the adapter, and in no token that was trained."""
