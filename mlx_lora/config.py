@@ -47,7 +47,7 @@ class DataSettings(Settings):
         description="Share of all training rows that the base answers itself before training, so that it forgets "
         "less; null for none.",
     )
-    replay_prompts: str | None = Field(
+    replay_prompts: Name | None = Field(
         None,
         description="Prompts to replay: a .txt file (one a line), any data file, or null for the built-in ones and, "
         "where a run needs more, some that the base writes itself.",
@@ -119,7 +119,7 @@ class TrainSettings(Settings):
     early_stopping_patience: Positive | None = Field(
         None, description="Stop after this many validations without a better one; null never does."
     )
-    retention: str | None = Field(
+    retention: Name | None = Field(
         "general-knowledge",
         description="Questions asked of base and adapter at the end, to see what was forgotten: `general-knowledge` "
         "(50 built-in ones), a data file, or null.",

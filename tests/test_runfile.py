@@ -143,6 +143,15 @@ def test_a_fault_names_place_fact_and_remedy(tmp_path: Path, line: str, fact: st
     assert said is None if hint is None else str(said).startswith(hint)
 
 
+@pytest.mark.parametrize("name", ["data.valid", "data.replay_prompts", "train.retention"])
+def test_no_name_at_all_is_no_name_of_a_file(tmp_path: Path, name: str) -> None:
+    """Found in session 12: train.retention: "" asked the test rows of whatever folder the run was started in."""
+    section, _, key = name.partition(".")
+    text = SMALLEST.replace(f"{section}: {{", f'{section}: {{{key}: "", ')
+    message, hint = fault(tmp_path, text)
+    assert (message.partition(": ")[2], hint) == (f'{name} should be text or null, not the text ""', "write null")
+
+
 def test_a_missing_setting_is_reported_at_the_line_of_its_section(tmp_path: Path) -> None:
     text = "model: m\noutput_dir: o\ntrain: {steps: 3}\ndata:\n  valid: v.jsonl\n"
     message, hint = fault(tmp_path, text)
