@@ -31,9 +31,16 @@ def load_splits(settings: DataSettings, seed: int) -> DataSplits:
     valid = read_records(settings.valid, "valid") if settings.valid else read_split_if_present(settings.train, "valid")
     test = read_records(settings.test, "test") if settings.test else read_split_if_present(settings.train, "test")
     if valid is not None:
-        return DataSplits(train, valid, test or [])
+        return DataSplits(train, valid, test or [], _idle_share(settings))
     rest, held = split_by_question(train, settings.valid_share, seed)
     return DataSplits(rest, held, test or [], _notes(train, held, settings.valid_share))
+
+
+def _idle_share(settings: DataSettings) -> tuple[str, ...]:
+    """What to say of data.valid_share beside a valid split; RunConfig.without_effect says it of data.valid."""
+    if settings.valid or settings.valid_share == DataSettings.model_fields["valid_share"].default:
+        return ()
+    return (f"data.valid_share has no effect: {settings.train} has a valid split of its own",)
 
 
 def _notes(records: Sequence[Record], held: Sequence[Record], share: float) -> tuple[str, ...]:

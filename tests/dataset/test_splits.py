@@ -97,6 +97,19 @@ def test_rows_that_ask_too_little_to_be_held_out_as_asked_are_said(
     assert load_splits(DataSettings(train=str(file), valid=str(file)), seed=0).notes == ()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_share_beside_a_validation_split_of_the_folder_is_said_to_have_no_effect(
+    tmp_path: Path, share: float
+) -> None:
+    """Found in session 12: said for data.valid, and not for a folder that holds valid.jsonl."""
+    for name in ("train", "valid"):
+        (tmp_path / f"{name}.csv").write_text(f"question,answer\n{name},A\n")
+    splits = load_splits(DataSettings(train=str(tmp_path), valid_share=share), seed=0)
+    assert splits.notes == (f"data.valid_share has no effect: {tmp_path} has a valid split of its own",)
+    assert [row.question for row in splits.valid] == ["valid"]
+    assert load_splits(DataSettings(train=str(tmp_path)), seed=0).notes == ()
+
+
 def test_another_seed_holds_out_other_questions() -> None:
     rows = [record(f"Question {number}?") for number in range(100)]
     held = {frozenset(row.question for row in split_by_question(rows, 0.1, seed)[1]) for seed in range(5)}
