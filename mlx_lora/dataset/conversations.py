@@ -31,6 +31,7 @@ SPEAKERS = {
     "tool": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "function_call": "assistant",
 }
 
 
@@ -144,7 +145,23 @@ def spoken(turn: Any, number: int) -> Any:
         fact = f"message {number} has {quoted('from', speaker)}, expected one of {', '.join(SPEAKERS)}"
         raise RowError(fact, "rename it: the person is human, the model is gpt")
     rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+    if speaker == "function_call":
+        return {**rest, "role": "assistant", "tool_calls": _called(turn.get("value"), number)}
     return {**rest, "role": SPEAKERS[speaker], "content": turn.get("value")}
+
+
+def _called(value: Any, number: int) -> list[dict[str, Any]]:
+    """The calls of a turn as LLaMA-Factory writes it: the JSON text of one call or a list of them. Raises: RowError."""
+    try:
+        found = json.loads(value) if isinstance(value, str) else None
+    except (ValueError, RecursionError):
+        found = None
+    refuse_untypable(found, MOST_LEVELS)
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(call, Mapping) for call in calls):
+        fact = f"message {number} is a function_call that is not JSON of a call"
+        raise RowError(fact + ', such as {"name": "add", "arguments": {"a": 1}}', "mend the turn, or leave the row out")
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def system_of(row: Row, messages: tuple[Message, ...] = ()) -> tuple[Message, ...]:

@@ -19,6 +19,7 @@ _NO_CHOICES_HINT = (
 _QUESTION = "question/answer"
 _ASKING_KEYS = frozenset({"answers", "choices", "category", "fact"})  # of eval; a row of text has no use for them
 _CONVERSATION_KEYS = frozenset({"system", "tools"})
+_OFTEN_EMPTY = _CONVERSATION_KEYS | {"input", "history"}
 
 
 class _Format(NamedTuple):
@@ -36,7 +37,11 @@ def record_from_row(row: object, place: str) -> Record:
     if not isinstance(row, Mapping):
         raise RowError(f"the row is {kind_of(row)}, expected an object")
     refuse_untypable(row, MOST_LEVELS)
-    present = {str(key): value for key, value in row.items() if value is not None}
+    present = {
+        str(key): value
+        for key, value in row.items()
+        if value is not None and not (key in _OFTEN_EMPTY and _is_empty(value))
+    }
     if "question" in present and "answer" not in present and isinstance(present.get("answers"), list | tuple):
         present["answer"] = next(iter(present["answers"]), None)
     for format in _FORMATS:

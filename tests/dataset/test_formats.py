@@ -244,6 +244,37 @@ def test_sharegpt_speakers_become_roles() -> None:
     assert roles == ["system", "user", "assistant", "tool", "assistant"]
 
 
+@pytest.mark.parametrize("written", ["{}", "[{}, {}]"])
+def test_a_sharegpt_function_call_is_an_answer_that_calls_tools(written: str) -> None:
+    """Found in session 12: LLaMA-Factory's turn was refused, with the advice to rename it to an answer of the model."""
+    value = written.replace("{}", '{"name": "add", "arguments": {"a": 1}}')
+    turns = [("human", "Q"), ("function_call", value), ("observation", "2"), ("gpt", "A")]
+    row = {"conversations": [{"from": speaker, "value": said} for speaker, said in turns]}
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    assert record_from_row(row, "f.jsonl:1").messages[1] == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [call] * (2 if written.startswith("[") else 1),
+    }
+
+
+@pytest.mark.parametrize("value", ["add(1)", "3", "[]", "", None, 3, '["add"]', "[" * 100_000])
+def test_a_sharegpt_function_call_that_is_none_is_refused(value: object) -> None:
+    turns = [{"from": "human", "value": "Q"}, {"from": "function_call", "value": value}, {"from": "gpt", "value": "A"}]
+    fact = 'message 2 is a function_call that is not JSON of a call, such as {"name": "add", "arguments": {"a": 1}}'
+    assert fault_of({"conversations": turns}) == fact
+
+
+@pytest.mark.parametrize(("row", "format"), CONVERSATIONS)
+@pytest.mark.parametrize("nothing", [None, "", [], float("nan")])
+def test_a_column_of_nothing_beside_a_conversation_is_none(
+    row: dict[str, object], format: str, nothing: object
+) -> None:
+    """Found in session 12: `"tools": ""`, and NaN under system, stopped whole published sets."""
+    empty = {"system": nothing, "tools": nothing} | ({"input": nothing, "history": nothing} if "output" in row else {})
+    assert record_from_row({**row, **empty}, "f.jsonl:1") == record_from_row(row, "f.jsonl:1")
+
+
 def test_parts_of_text_are_joined() -> None:
     parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "won?"}]
     record = record_from_row({"messages": [{"role": "user", "content": parts}, SAID]}, "f.jsonl:1")
@@ -326,7 +357,7 @@ def test_columns_that_are_null_count_as_absent() -> None:
         (
             {"conversations": [{"from": "narrator", "value": "Q"}, SAID]},
             'message 1 has from "narrator", expected one of system, human, user, gpt, assistant, chatgpt, bot, model, '
-            "tool, observation, function_response",
+            "tool, observation, function_response, function_call",
         ),
         ({"messages": [ASKED, SAID], "tools": "no json"}, '"tools" is a text that is not JSON'),
     ],
