@@ -295,6 +295,20 @@ def test_names_of_other_trainers_lead_to_settings_that_exist() -> None:
     assert not set(OTHER_NAMES) & set(REMARKS)
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("save_total_limit", "did you mean train.keep_last?"),
+        ("eval_strategy", "did you mean train.eval_every?"),
+        ("save_strategy", "did you mean train.save_every?"),
+        ("eval_batch_size", "there is no such setting: validation takes train.batch_size"),
+    ],
+)
+def test_names_of_transformers_trainer_lead_to_what_does_the_same(tmp_path: Path, name: str, hint: str) -> None:
+    """Found in session 12: eval_batch_size was taken for a misspelt train.batch_size, the others for nothing."""
+    assert fault(tmp_path, f"{SMALLEST}{name}: 3\n") == (f"run.yaml:5: {name} is not a setting", hint)
+
+
 @pytest.mark.parametrize("name", [*OTHER_NAMES, *REMARKS])
 def test_a_name_of_another_trainer_gets_its_hint_in_every_section(tmp_path: Path, name: str) -> None:
     for text in (f"{name}: 1", f"lora: {{{name}: 1}}"):

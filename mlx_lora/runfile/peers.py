@@ -57,6 +57,10 @@ OTHER_NAMES = {
     "val_size": "data.valid_share",
     "per_device_train_batch_size": "train.batch_size",
     "num_train_epochs": "train.epochs",
+    "eval_strategy": "train.eval_every",
+    "evaluation_strategy": "train.eval_every",
+    "save_strategy": "train.save_every",
+    "save_total_limit": "train.keep_last",
     "lr_scheduler_type": "optimizer.schedule",
     # Unsloth, PEFT and common habit
     "model_name": "model",
@@ -77,6 +81,7 @@ OTHER_NAMES = {
 }
 
 _WHOLE_VALID_SET = "there is no such setting: the whole of data.valid is validated each time"
+_ONE_BATCH_SIZE = "there is no such setting: validation takes train.batch_size"
 _EVERY_STEP = "there is no such setting: every step is reported and written to metrics.jsonl"
 _RESUME = "pass --resume to `mlx-lora train`"
 _BY_ITSELF = "there is no such setting: rows of like lengths share a batch, see train.engine"
@@ -92,6 +97,8 @@ REMARKS = {
     "warmup_steps": "give optimizer.warmup_ratio instead: warm-up steps / all steps",
     "val_batches": _WHOLE_VALID_SET,
     "test_batches": _WHOLE_VALID_SET,
+    "eval_batch_size": _ONE_BATCH_SIZE,
+    "per_device_eval_batch_size": _ONE_BATCH_SIZE,
     "max_samples": "there is no such setting: shorten the file that data.train names",
     "steps_per_report": _EVERY_STEP,
     "logging_steps": _EVERY_STEP,
