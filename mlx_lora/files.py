@@ -69,9 +69,6 @@ def typed_path(text: str | Path) -> Path:
         raise MlxLoraError(
             f"{text}: there is no such home folder", "write the whole path, or ./ before the ~"
         ) from error
-    if "\0" in str(path):
-        shown = str(path).replace("\0", "␀")
-        raise MlxLoraError(f"{shown}: holds a NUL character", "no file can have such a name: check where it comes from")
     with named_errors(text), suppress(FileNotFoundError, NotADirectoryError):
         path.stat()
     return path

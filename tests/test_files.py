@@ -247,13 +247,6 @@ def test_leftovers_of_a_name_with_stars_and_brackets_are_found(tmp_path: Path) -
     assert _names(tmp_path) == [".aXX1.partial-00.json"]
 
 
-def test_a_path_with_a_nul_character_is_an_error_for_people() -> None:
-    for ask in (typed_path, refuse_unwritable):
-        with pytest.raises(MlxLoraError) as caught:
-            ask("adapters\0run")
-        assert caught.value.message == "adapters␀run: holds a NUL character"
-
-
 def test_a_typed_path_is_expanded_and_may_lead_to_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert typed_path("~/rows.jsonl") == tmp_path / "rows.jsonl"
