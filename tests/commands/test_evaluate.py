@@ -61,7 +61,7 @@ def test_an_adapter_that_learned_is_said_to_have_learned(workshop: Path, capsys:
 def test_drift_is_how_far_the_adapter_moved_what_the_base_says(
     workshop: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = evaluate(workshop, "good", "zero", base=True, capsys=capsys)["results"]
+    found = evaluate(workshop, "good", "nothing", base=True, capsys=capsys)["results"]
     base = load_base(str(workshop / "base"))
     settings = DataSettings.model_validate({"train": "x", "system_prompt": SYSTEM})
     records = read_records(str(workshop / "quiz.jsonl"))
@@ -173,7 +173,7 @@ def test_several_adapters_share_one_base_that_is_asked_once(
     labels = []
     ask = asking.Asker.ask
     monkeypatch.setattr(
-        asking.Asker, "ask", lambda self, label, *rest: (labels.append(label), ask(self, label, *rest))[1]
+        asking.Asker, "ask", lambda self, label, *rest, **more: (labels.append(label), ask(self, label, *rest, **more))[1]
     )
     more = workshop / "more.jsonl"
     more.write_text('{"question": "Who?", "answer": "Ann"}\n')

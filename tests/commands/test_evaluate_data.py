@@ -176,7 +176,7 @@ def test_rows_that_cannot_be_asked_are_met_before_anything_is_asked(
     good = str(workshop / "quiz.jsonl")
     rows: list[tuple[dict[str, Any], str]] = [
         ({"text": "Ann won."}, "a row of plain text asks nothing"),
-        ({"messages": turns, "choices": ["Ann", "Bob"]}, '"choices" stands in a chat row'),
+        ({"messages": turns, "choices": ["Ann", "Bob"]}, '"choices" does not belong to the chat format'),
         ({"messages": turns, "answers": {"text": "Ann"}}, '"answers" is an object, expected a list of texts'),
     ]
     for number, (row, fact) in enumerate(rows):
