@@ -446,6 +446,15 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert bench.run({"train.save_every": 1, "train.keep_last": 3}).checkpoints() == [2, 3, 4]
 
 
+@effect_of("train.final_adapter")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    # A learning rate of zero never improves on the first validation.
+    values = {"optimizer.learning_rate": 0.0, "train.eval_every": 1}
+    for final, step in (("best", 1), ("last", 4)):
+        config = (bench.run({**values, "train.final_adapter": final}).folder / "adapter_config.json").read_text()
+        assert json.loads(config)["mlx_lora"]["step"] == step
+
+
 @effect_of("train.early_stopping_patience")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     # A learning rate of zero never improves on the first validation.

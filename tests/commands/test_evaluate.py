@@ -173,7 +173,9 @@ def test_several_adapters_share_one_base_that_is_asked_once(
     labels = []
     ask = asking.Asker.ask
     monkeypatch.setattr(
-        asking.Asker, "ask", lambda self, label, *rest, **more: (labels.append(label), ask(self, label, *rest, **more))[1]
+        asking.Asker,
+        "ask",
+        lambda self, label, *rest, **more: (labels.append(label), ask(self, label, *rest, **more))[1],
     )
     more = workshop / "more.jsonl"
     more.write_text('{"question": "Who?", "answer": "Ann"}\n')

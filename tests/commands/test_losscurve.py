@@ -94,7 +94,15 @@ def test_the_summary_of_a_run_draws_it_before_what_is_next(monkeypatch, folder):
     console = Console(file=io.StringIO(), width=80, force_terminal=True, no_color=True, highlight=False)
     for module in (losscurve, trainsummary):
         monkeypatch.setattr(module, "talk", console)
-    summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1, "best_step": 6}
+    summary = {
+        "ended_by": "steps",
+        "steps": 6,
+        "seconds": 12.0,
+        "adapter_bytes": 1,
+        "peak_bytes": 1,
+        "best_step": 6,
+        "kept_step": 6,
+    }
     summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5}
     trainsummary.print_summary(summary, folder, "mlx-lora train run.yaml --resume")
     printed = console.file.getvalue()
@@ -105,8 +113,8 @@ def test_the_summary_of_a_run_draws_it_before_what_is_next(monkeypatch, folder):
 def test_the_summary_names_the_last_steps_adapter_where_an_earlier_one_was_kept(best, capsys, tmp_path):
     last = tmp_path / "checkpoints/00000006"
     last.mkdir(parents=True)
-    summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1, "best_step": best}
-    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5}
+    summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1}
+    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5, "best_step": best, "kept_step": best}
     trainsummary.print_summary(summary, tmp_path, "mlx-lora train run.yaml --resume")
     shown = capsys.readouterr().err
     assert f"kept step {best}" in shown
