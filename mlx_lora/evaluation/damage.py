@@ -25,15 +25,20 @@ class Damage:
 
 
 def is_looping(tokens: Sequence[int]) -> bool:
-    """Whether these tokens end in one piece three times over or more, which fills at least half of them."""
+    """Whether pieces that stand three times over or more, six tokens or more of them, fill at least half of these."""
     count = len(tokens)
+    repeated = [False] * count
     for period in range(1, count // _REPEATS + 1):
-        tail = max(_REPEATS * period, -(-count // 2))
-        if tail >= 2 * _REPEATS and all(
-            tokens[place] == tokens[place - period] for place in range(count - tail + period, count)
-        ):
-            return True
-    return False
+        equal = 0  # tokens in a row that are as the one a period before
+        for place in range(period, count + 1):
+            if place < count and tokens[place] == tokens[place - period]:
+                equal += 1
+                continue
+            length = equal + period
+            if length >= max(_REPEATS * period, 2 * _REPEATS):
+                repeated[place - length : place] = [True] * length
+            equal = 0
+    return 0 < count <= 2 * sum(repeated)
 
 
 def find_damage(rows: Sequence[ScoredAnswer]) -> Damage:
