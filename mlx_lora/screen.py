@@ -59,21 +59,25 @@ class TimeLeft:
             self._steps.append((seconds, tokens))
         self._first = False
 
+    def stands_out(self, seconds: float, tokens: int) -> bool:
+        """Whether a step took three times what is usual of late, for a step and for its tokens: long rows may."""
+        if not self._steps:
+            return False
+        usual = median(each for each, _ in self._steps)
+        of_token = median(each / count for each, count in self._steps)
+        return seconds > _TIMES * max(usual, of_token * tokens)
+
     def note_validation(self, seconds: float) -> None:
         """Count a validation."""
         self._validations.append(seconds)
 
     def seconds(self, step: int) -> float | None:
-        """Seconds from the end of `step`, and before its validation, to the end of the run; None where no step tells.
-
-        A step stands out where it took three times what is usual, for a step and for its tokens: long rows may.
-        """
+        """Seconds from the end of `step`, before its validation, to the end of the run; None where no step tells."""
         if not self._steps:
             return None
-        usual = median(seconds for seconds, _ in self._steps)
-        of_token = median(seconds / tokens for seconds, tokens in self._steps)
-        kept = [seconds for seconds, tokens in self._steps if seconds <= _TIMES * max(usual, of_token * tokens)]
-        left = mean(kept) * (self._total_steps - step)
+        left = mean(seconds for seconds, tokens in self._steps if not self.stands_out(seconds, tokens)) * (
+            self._total_steps - step
+        )
         if self._eval_every and self._validations:
             count = -(-self._total_steps // self._eval_every) - (step - 1) // self._eval_every
             left += median(self._validations) * count
@@ -122,9 +126,10 @@ class TrainScreen:
     def step(self, report: Step) -> None:
         """Show one optimizer update."""
         self._mean_loss = report.loss if self._mean_loss is None else 0.9 * self._mean_loss + 0.1 * report.loss
-        self._seconds = 0.9 * self._seconds + report.seconds
-        self._tokens = 0.9 * self._tokens + report.tokens
-        self._targets = 0.9 * self._targets + report.targets
+        if not self._left.stands_out(report.seconds, report.tokens):
+            self._seconds = 0.9 * self._seconds + report.seconds
+            self._tokens = 0.9 * self._tokens + report.tokens
+            self._targets = 0.9 * self._targets + report.targets
         self._padding = report.padding_share if not self._padding else 0.9 * self._padding + 0.1 * report.padding_share
         self._left.note_step(report.seconds, report.tokens)
         seconds = self._left.seconds(report.step)

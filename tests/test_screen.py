@@ -115,3 +115,16 @@ def test_the_time_left_has_the_validations_to_come_in_it(capsys: pytest.CaptureF
     run.screen.validation(30, 1.0, (0, 1), 30.0)
     assert run.left(1.0) == "2:39"
     assert run.left(*[1.0] * 69) == "0:30"
+
+
+@pytest.mark.usefixtures("every_line")
+def test_a_halt_does_not_pull_down_the_pace(capsys: pytest.CaptureFixture[str]) -> None:
+    run = Run(capsys, total=100)
+    for seconds in [1.0] * 9 + [3600.0, 1.0]:
+        report = SimpleNamespace(
+            step=1, loss=1.0, learning_rate=1e-3, targets=10, tokens=100, padding_share=0.0, seconds=seconds,
+            peak_bytes=1,
+        )  # fmt: skip
+        run.screen.step(report)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[2:4] for line in lines] == [["10 trained tok/s", "100 tok/s"]] * 11

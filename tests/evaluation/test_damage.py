@@ -22,7 +22,10 @@ from tests.evaluation.rows import row
         ([1, 5, 6, 7, 5, 6, 7, 5, 6, 7], True),
         ([5, 6, 7, 5, 6, 7, 5, 6, 8], False),
         ([7] * 5, False),  # too short to tell
-        ([7] * 23 + [8], True),  # a model broken by a learning rate of 1 wrote "PPP…Phe": half of its loops were no loops
+        (
+            [7] * 23 + [8],
+            True,
+        ),  # a model broken by a learning rate of 1 wrote "PPP…Phe": half of its loops were no loops
         ([7] * 12 + [8, 9] * 3 + [7] * 3 + [1, 2] * 4 + [3, 4, 5], True),
         ([7] * 6 + [1, 2, 3, 4, 5, 6, 8], False),
         ([], False),
