@@ -57,7 +57,7 @@ class Run:
 
     @property
     def best_validation(self) -> Event | None:
-        """The validation whose adapter was kept; where the files do not say, that with the lowest loss."""
+        """The validation that the run called its best; where the files do not say, that with the lowest loss."""
         later = [one for one in self.events.validations if one["step"] > 0 and math.isfinite(number(one, "loss"))]
         if best := [one for one in later if one.get("best") is True]:
             return best[-1]

@@ -20,9 +20,8 @@ from mlx_lora.files import write_whole
 # Forgetting shows in how an answer begins; what follows costs as much to train and adds less.
 MOST_TOKENS = 24
 ROWS = 64  # answered together: a quarter faster than 32 on a CPU, and 128 hardly more
-PORTION = (
-    512  # kept together: about a minute's work on two cores is lost to an interrupt, and little to half-full batches
-)
+# Kept together: an interrupt loses a minute or two of work on two cores, and half-full batches at the end cost little.
+PORTION = 512
 LIKELIEST = 32  # tokens whose probability is kept at each position; the others count as one
 _FORMAT = 2
 _Item = TypeVar("_Item")
