@@ -12,7 +12,7 @@ from prompt_toolkit.output import DummyOutput
 
 from mlx_lora.chat.keyboard import Keyboard, LineCompleter
 
-ENTER, ALT_ENTER, CTRL_C, CTRL_D = "\r", "\x1b\r", "\x03", "\x04"
+ENTER, ALT_ENTER, CTRL_C, CTRL_D, CTRL_R = "\r", "\x1b\r", "\x03", "\x04", "\x12"
 
 
 @pytest.fixture
@@ -54,6 +54,27 @@ def test_ctrl_d_leaves_and_ctrl_c_tells_where_nothing_is_typed(keys: PipeInput, 
     keys.send_text(CTRL_C)
     with pytest.raises(KeyboardInterrupt):
         keyboard.read("base")
+
+
+@pytest.mark.parametrize(
+    ("typed", "entry"),
+    [
+        ("abc" + CTRL_R + "zzz" + ENTER + ENTER, "abc"),
+        ("abc" + CTRL_R + "zzz" + CTRL_C + "d" + ENTER, "abcd"),
+        ("abc" + CTRL_R + CTRL_C + "d" + ENTER, "abcd"),
+        (CTRL_R + "won" + ENTER + ENTER, "Who won?"),
+        ("abc" + CTRL_R + "won" + CTRL_C + ENTER, "abc"),
+    ],
+)
+def test_a_search_through_past_lines_ends_with_enter_or_ctrl_c(
+    typed: str, entry: str, keys: PipeInput, keyboard: Keyboard
+) -> None:
+    """Found by reading: neither key left the search, and the prompt took no entry any more."""
+    keys.send_text("Who won?" + ENTER)
+    keyboard.read("base")
+    keys.send_text(typed)
+    keys.close()  # a prompt that waits for more fails
+    assert keyboard.read("base") == entry
 
 
 def test_entries_go_into_the_history_file(keys: PipeInput, keyboard: Keyboard, tmp_path: Path) -> None:
