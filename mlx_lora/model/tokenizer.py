@@ -100,6 +100,14 @@ class Tokenizer:
             )
         )
 
+    def spell(self, token: int, after: int | None = None) -> str:
+        """Text of `token` where it follows token `after`: SentencePiece writes a first word without its space."""
+        alone = self.decode([token])
+        if after is None or "\ufffd" in alone:
+            return alone
+        before, both = self.decode([after]), self.decode([after, token])
+        return both[len(before) :] if both.startswith(before) else alone
+
     def render_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -167,9 +175,9 @@ class Tokenizer:
             f"{self._place}: {fact}", "mend the template, or set data.chat_template to another .jinja file"
         )
 
-    def stream_decoder(self) -> "StreamDecoder":
-        """A decoder that turns tokens into text one by one."""
-        return StreamDecoder(self)
+    def stream_decoder(self, *, after: Sequence[int] = ()) -> "StreamDecoder":
+        """A decoder that turns tokens into text one by one: text that goes on from that of the tokens `after`."""
+        return StreamDecoder(self, () if self.decode(after).endswith("\ufffd") else after)
 
     def _find_turn_end(self, ends: set[int]) -> int | None:
         """The first special or end token that the template writes after an assistant's words; None without one."""
@@ -198,12 +206,12 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Tokens in, finished text out: the pieces joined are exactly `decode` of all tokens."""
+    """Tokens in, finished text out: the pieces joined are exactly `decode` of all tokens, as it follows `after`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._tokens: list[int] = []  # the last finished piece's tokens, then the pending ones
-        self._finished = 0  # how many of them are finished
+        self._tokens = list(after)  # the last finished piece's tokens, then the pending ones
+        self._finished = len(self._tokens)  # how many of them are finished
 
     def add(self, token: int) -> str:
         """The text that `token` finishes: "" while a multi-byte character is incomplete."""

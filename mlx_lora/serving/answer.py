@@ -17,11 +17,12 @@ class TextStream(Protocol):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """ln p of a token of the answer, and of the likeliest tokens in its place."""
+    """ln p of a token of the answer, and of the likeliest tokens in its place; `after`: the token before it, if any."""
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    after: int | None = None
 
 
 @dataclass(frozen=True)

@@ -39,14 +39,20 @@ class Asking:
             room = speaker.room(prompt, longest)
             for _ in range(asked.n or 1):
                 wanted = Wanted(
-                    room, asked.temperature or 0.0, asked.top_p or 1.0, asked.seed, asked.stops, asked.likelihoods
+                    room,
+                    asked.temperature or 0.0,
+                    asked.top_p or 1.0,
+                    asked.seed,
+                    asked.stops,
+                    asked.likelihoods,
+                    continues=isinstance(asked, CompletionRequest),
                 )
                 deadline = self._arrived + limits.request_seconds
                 answers.add(Job(speaker, prompt, wanted, len(answers.jobs), deadline, answers))
         self._engine.submit(answers.jobs)
         form = TextReply if isinstance(asked, CompletionRequest) else Reply
         with_likelihoods = asked.likelihoods is not None
-        return form(speaker.name, lambda token: speaker.tokenizer.decode([token]), with_likelihoods, len(prompts))
+        return form(speaker.name, speaker.tokenizer.spell, with_likelihoods, len(prompts))
 
     async def events(self) -> AsyncIterator[tuple[int, Delta | Finished]]:
         """The portions of all answers as they come, with the answer's place. Ends early where the client has gone.

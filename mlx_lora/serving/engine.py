@@ -34,6 +34,7 @@ class _Row:
     text: AnswerText
     reused: int
     begun: float
+    before: int | None  # the token that its text goes on from
     tokens: int = 0
 
 
@@ -191,7 +192,8 @@ class Engine:
         if wanted.temperature > 0:
             seed = secrets.randbelow(_SEEDS) if wanted.seed is None else (wanted.seed + job.choice) % _SEEDS
             sampler = make_sampler(wanted.temperature, wanted.top_p, seed)
-        text = AnswerText(tokenizer.stream_decoder(), wanted.stops)
+        before = job.prompt[-1] if wanted.continues else None
+        text = AnswerText(tokenizer.stream_decoder(after=() if before is None else [before]), wanted.stops)
         row, reused = batch.insert(
             job.prompt,
             job.speaker.owner,
@@ -199,7 +201,7 @@ class Engine:
             ends=tokenizer.eos_ids,
             sampler=sampler,
         )
-        self._rows[row] = _Row(job, text, reused, time.monotonic())
+        self._rows[row] = _Row(job, text, reused, time.monotonic(), before)
 
     def _take(self, batch: ContinuousBatch, token: Token) -> None:
         """Pass on what a token adds to its answer."""
@@ -207,7 +209,8 @@ class Engine:
         likelihood = None
         if token.end != "stop":
             row.tokens += 1
-            likelihood = _likelihood(token, row.job.wanted.likelihoods)
+            likelihood = _likelihood(token, row.job.wanted.likelihoods, row.before)
+            row.before = token.token
             delta = row.text.add(token.token, likelihood)
             if delta.text or delta.likelihoods:
                 self._mail.append((row.job, delta))
@@ -286,8 +289,8 @@ def _settle(work: Callable[[], Any], done: "Future[Any]") -> None:
         done.set_result(result)
 
 
-def _likelihood(token: Token, wanted: int | None) -> Likelihood | None:
+def _likelihood(token: Token, wanted: int | None, before: int | None) -> Likelihood | None:
     if wanted is None:
         return None
     *top, own = token.likeliest(wanted)
-    return Likelihood(*own, tuple(top))
+    return Likelihood(*own, tuple(top), before)

@@ -15,7 +15,10 @@ _NUMBERS = itertools.count()
 
 @dataclass(frozen=True)
 class Wanted:
-    """How an answer is drawn and where it ends. seed None is random. likelihoods: tokens to name, None: none."""
+    """How an answer is drawn and where it ends. seed None is random. likelihoods: tokens to name, None: none.
+
+    continues: its text goes on from the prompt's.
+    """
 
     max_tokens: int
     temperature: float = 0.0
@@ -23,6 +26,7 @@ class Wanted:
     seed: int | None = None
     stops: tuple[str, ...] = ()
     likelihoods: int | None = None
+    continues: bool = False
 
 
 @dataclass(eq=False)

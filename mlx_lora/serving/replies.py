@@ -3,13 +3,18 @@
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from mlx_lora.serving.answer import Delta, Finished, Likelihood
 
-Spell = Callable[[int], str]  # a token's own text
+
+class Spell(Protocol):
+    """A token's own text."""
+
+    def __call__(self, token: int, after: int | None = None) -> str:
+        """As it follows token `after`."""
 
 
 @dataclass
@@ -89,16 +94,16 @@ class Reply:
         return {
             "content": [
                 {
-                    **self._named(each.token, each.logprob),
-                    "top_logprobs": [self._named(token, logprob) for token, logprob in each.top],
+                    **self._named(each.token, each.logprob, each.after),
+                    "top_logprobs": [self._named(token, logprob, each.after) for token, logprob in each.top],
                 }
                 for each in likelihoods
             ],
             "refusal": None,
         }
 
-    def _named(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.spell(token)
+    def _named(self, token: int, logprob: float, after: int | None) -> dict[str, Any]:
+        text = self.spell(token, after)
         # Of a part of a character only the model's tokenizer knows the bytes; OpenAI's format has null for that.
         spelled = None if "\ufffd" in text else list(text.encode())
         return {"token": text, "logprob": logprob, "bytes": spelled}
@@ -147,17 +152,17 @@ class TextReply(Reply):
         if not self.likelihoods:
             return None
         each = list(likelihoods)
-        texts = [self.spell(one.token) for one in each]
+        texts = [self.spell(one.token, one.after) for one in each]
         offsets = list(itertools.accumulate(map(len, texts), initial=begin))
         return {
             "tokens": texts,
             "token_logprobs": [one.logprob for one in each],
-            "top_logprobs": [self._by_text(one.top) for one in each],
+            "top_logprobs": [self._by_text(one) for one in each],
             "text_offset": offsets[:-1],
         }
 
-    def _by_text(self, top: Iterable[tuple[int, float]]) -> dict[str, float]:
+    def _by_text(self, one: Likelihood) -> dict[str, float]:
         found: dict[str, float] = {}
-        for token, logprob in top:  # the likeliest first: of two tokens that are spelled alike it stands for both
-            found.setdefault(self.spell(token), logprob)
+        for token, logprob in one.top:  # the likeliest first: of two tokens that are spelled alike it stands for both
+            found.setdefault(self.spell(token, one.after), logprob)
         return found

@@ -242,6 +242,21 @@ def test_a_sentencepiece_stream_keeps_its_spaces() -> None:
     assert [decoder.add(token) for token in tokens] == ["the", " cat", "s", " cat", " ", "", "é", " the"]
 
 
+def test_a_stream_that_goes_on_from_a_text_begins_with_its_space() -> None:
+    """Found by reading: a plain completion of a SentencePiece model ran into the last word of its prompt."""
+    tokenizer = Tokenizer(_sentencepiece())
+    decoder = tokenizer.stream_decoder(after=[3])
+    assert [decoder.add(token) for token in [4, 5, 7, 8]] == [" cat", "s", "", "é"]
+    after_part = tokenizer.stream_decoder(after=[7])  # half a character of the prompt is no text to go on from
+    assert [after_part.add(token) for token in [4, 5]] == ["cat", "s"]
+
+
+def test_a_token_is_spelled_as_it_stands_behind_another() -> None:
+    tokenizer = Tokenizer(_sentencepiece())
+    assert [tokenizer.spell(4), tokenizer.spell(4, after=3), tokenizer.spell(5, after=4)] == ["cat", " cat", "s"]
+    assert [tokenizer.spell(7, after=3), tokenizer.spell(8, after=7)] == ["\ufffd", "\ufffd"]
+
+
 def _sentencepiece() -> Any:
     """A tokenizer in the shape of Llama 2's: ▁ for a space, bytes as <0x..>, the first space stripped."""
     from mlx_lm.tokenizer_utils import TokenizerWrapper

@@ -1,14 +1,21 @@
 """What is answered is what each adapter answers alone, whoever shares the batch, in every form of the API."""
 
 import json
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from tests.serving.house import BASE, KINDS, TOKENS, House, Running, build_house, served
+from tests.tiny import VOCABULARY, save_tiny_folder
 
 
 def client_of(server: Running) -> openai.OpenAI:
@@ -163,6 +170,26 @@ def test_plain_completions_take_texts_and_tokens_alike(house: House, server: Run
     assert ids.usage.prompt_tokens == len(tokens)
     streamed = client.completions.create(model="red", prompt=text, max_tokens=TOKENS, stream=True)
     assert "".join(chunk.choices[0].text for chunk in streamed) == wanted
+
+
+def test_a_plain_completion_goes_on_from_its_prompt_with_the_space_of_its_first_word(tmp_path: Path):
+    """Found by reading: SentencePiece models lost that space, and all of `tokens` lost theirs, with wrong offsets."""
+    base = save_tiny_folder(tmp_path / "pieces", "llama")
+    words = ["<unk>", "<s>", "</s>", *(f"▁w{number}" for number in range(VOCABULARY - 3))]
+    backend = Backend(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], unk_token="<unk>"))
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(base)
+    (base / "chat_template.jinja").unlink()
+    with served(House(base, tmp_path, {}, {}), names=()) as running:
+        client = client_of(running)
+        whole = client.completions.create(model="pieces", prompt=[10, 11, 12], max_tokens=4, logprobs=2).choices[0]
+        parts = client.completions.create(model="pieces", prompt=[10, 11, 12], max_tokens=4, stream=True)
+        streamed = "".join(part.choices[0].text for part in parts)
+    assert re.fullmatch(r"( w\d+){4}", whole.text)
+    assert streamed == whole.text
+    assert "".join(whole.logprobs.tokens) == whole.text
+    assert whole.logprobs.text_offset == [0, *accumulate(map(len, whole.logprobs.tokens))][:-1]
+    assert all(set(top) > {token} for top, token in zip(whole.logprobs.top_logprobs, whole.logprobs.tokens, strict=True))
 
 
 def test_a_stop_text_ends_the_answer_before_it(house: House, server: Running):

@@ -6,7 +6,7 @@ from mlx_lora.serving.replies import Choice, Reply, TextReply
 SPELLED = {1: "New", 2: " York", 3: "\ufffd", 4: "\ufffd"}  # the last two are parts of characters
 
 
-def spell(token: int) -> str:
+def spell(token: int, after: int | None = None) -> str:
     return SPELLED[token]
 
 
