@@ -65,7 +65,8 @@ class WordWrap:
         """Whether no break may come between the held word and `character`."""
         if cell_len(character) == 0 or self._word.endswith(_JOINER):
             return True
-        return cell_len(character) == 1 == cell_len(self._word[-1])
+        before = next((cell_len(each) for each in reversed(self._word) if cell_len(each)), 0)  # accents have no width
+        return cell_len(character) == 1 == before
 
     def _place_word(self) -> str:
         if not self._word:
