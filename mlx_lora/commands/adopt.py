@@ -1,5 +1,6 @@
 """`mlx-lora import`: a PEFT adapter as an adapter folder of ours, checked against its base first."""
 
+import hashlib
 import json
 import sys
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from mlx_lora.chat.places import ADAPTERS
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError
-from mlx_lora.files import refuse_unwritable, sha256_file, typed_path, whole_folder
+from mlx_lora.files import named_errors, refuse_unwritable, sha256_file, typed_path, whole_folder
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -53,7 +54,8 @@ def run_import(
         tensors = our_tensors(peft, naming_of(base.config))
         adapter = _as_adapter(peft, tensors)
         applied = apply_adapter(base.model, adapter, asdict(base.identity))
-        config = _config(peft, adapter, base, {"model": name, "revision": chosen})
+        template = None if peft.facts else _template_beside(peft.weights.parent, base)
+        config = _config(peft, adapter, base, {"model": name, "revision": chosen}, template)
         dtypes = {tensor.dtype for tensor in tensors.values()}
         dtype = dtypes.pop() if len(dtypes) == 1 else mx.float32  # float32 holds the others' values exactly
         write_adapter(temporary, {name: tensor.astype(dtype) for name, tensor in tensors.items()}, config)
@@ -98,15 +100,16 @@ def _as_adapter(peft: "PeftFolder", tensors: "dict[str, mx.array]") -> "AdapterF
 
 
 def _config(
-    peft: "PeftFolder", adapter: "AdapterFolder", base: "LoadedModel", source: dict[str, Any]
+    peft: "PeftFolder", adapter: "AdapterFolder", base: "LoadedModel", source: dict[str, Any], template: str | None
 ) -> dict[str, Any]:
-    """The adapter_config.json of the import. source: name and revision of the base, as it was found.
+    """The adapter_config.json of the import. source: name and revision of the base, as it was found. template: the
+    adapter's own chat template, None for the base's.
 
     A scale below 0, which no run has, is in no settings: it stands where mlx-lm and all of ours read it.
     """
     from mlx_lora.lora.adapter import describe_adapter
 
-    config = describe_adapter(base.model, _settings(peft, adapter), {**_facts(peft, base), **source})
+    config = describe_adapter(base.model, _settings(peft, adapter), {**_facts(peft, base, template), **source})
     if peft.parameters.scale < 0:
         config["lora_parameters"]["scale"] = peft.parameters.scale
         del config["mlx_lora"]["lora"]
@@ -139,17 +142,43 @@ def _settings(peft: "PeftFolder", adapter: "AdapterFolder") -> "LoraSettings":
     return kept if kept.model_dump(exclude=own_words) == settings.model_dump(exclude=own_words) else settings
 
 
-def _facts(peft: "PeftFolder", base: "LoadedModel") -> dict[str, Any]:
+def _template_beside(folder: Path, base: "LoadedModel") -> str | None:
+    """The chat template that PEFT's trainers save with the tokenizer beside an adapter, where it is not the base's.
+
+    Raises: ModelError for a file that cannot be read, or a template that no conversation can be written with.
+    """
+    from mlx_lora.model.identity import read_json_object
+
+    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    template: Any = None
+    if file.is_file():
+        with named_errors(file):
+            template = file.read_text(encoding="utf-8", errors="replace")
+    elif settings.is_file():
+        file, template = settings, read_json_object(settings).get("chat_template")
+        if isinstance(template, list):  # several by name
+            named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+            template = named[0].get("template") if named else None
+    if not isinstance(template, str) or template == base.tokenizer.chat_template:
+        return None
+    base.tokenizer.with_chat_template(template, str(file))
+    told = f"note: {file}: prompts are written with this chat template, not with the base's"
+    talk.print(told, markup=False, soft_wrap=True)
+    return template
+
+
+def _facts(peft: "PeftFolder", base: "LoadedModel", template: str | None) -> dict[str, Any]:
     """What the new adapter tells of its origin: everything that our own export kept, or where it came from."""
     kept = {name: value for name, value in peft.facts.items() if name not in ("lora", "format_version")}
     identity = asdict(base.identity)
     if kept:
         return {**kept, "identity": identity}
+    digest = identity["chat_template_sha256"] if template is None else hashlib.sha256(template.encode()).hexdigest()
     return {
         "identity": identity,
         "system_prompt": None,
-        "chat_template": None,
-        "chat_template_sha256": identity["chat_template_sha256"],
+        "chat_template": template,
+        "chat_template_sha256": digest,
         "chat_template_args": {},
         "imported": {"format": "peft", "base": peft.parameters.base, "sha256": sha256_file(peft.weights)},
         "versions": {name: version(name) for name in ("mlx", "mlx-lm", "mlx-lora")},

@@ -1,5 +1,6 @@
 """`mlx-lora export --to peft` and `mlx-lora import`: there and back, and what is refused before anything is written."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,15 @@ import pytest
 from mlx_lora.commands.adopt import run_import
 from mlx_lora.commands.export import run_export
 from mlx_lora.commands.fuse import run_fuse
-from mlx_lora.errors import AdapterError, MlxLoraError
+from mlx_lora.errors import AdapterError, MlxLoraError, ModelError
 from mlx_lora.lora.adapter import apply_adapter, read_adapter
 from mlx_lora.lora.tensor_file import encode_tensors
 from mlx_lora.model.load import load_base
 from tests.exchange.adapters import TOKENS, make_adapter
-from tests.tiny import save_tiny_folder
+from tests.tiny import CHATML, save_tiny_folder
 
 FILES = ("adapters.safetensors", "adapter_config.json")
+OTHER = "{% for message in messages %}[{{ message.role }}]{{ message.content }}</s>{% endfor %}[assistant]"
 
 
 def _export(root: Path, **options: Any) -> Path:
@@ -71,6 +73,42 @@ def test_an_adapter_that_peft_wrote_answers_the_same_after_import(tmp_path: Path
     assert adapter.facts["lora"]["target_modules"] == [
         *("down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj")
     ]
+
+
+@pytest.mark.parametrize(
+    ("files", "kept"),
+    [
+        ({"chat_template.jinja": OTHER}, OTHER),
+        ({"chat_template.jinja": OTHER, "tokenizer_config.json": json.dumps({"chat_template": CHATML})}, OTHER),
+        ({"tokenizer_config.json": json.dumps({"chat_template": OTHER})}, OTHER),
+        ({"tokenizer_config.json": json.dumps({"chat_template": [{"name": "default", "template": OTHER}]})}, OTHER),
+        ({"chat_template.jinja": CHATML}, None),
+        ({"tokenizer_config.json": "{}"}, None),
+    ],
+)
+def test_the_chat_template_that_a_trainer_saved_beside_the_adapter_is_taken_over(
+    files: dict[str, str], kept: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by reading: prompts were written with the base's template, others than in training, without a word."""
+    make_adapter(tmp_path)
+    _without_facts(_export(tmp_path))
+    for name, text in files.items():
+        (tmp_path / "peft" / name).write_text(text)
+    assert run_import(tmp_path / "peft", str(tmp_path / "back"), model=str(tmp_path / "base")) == 0
+    adapter = read_adapter(tmp_path / "back")
+    assert adapter.facts["chat_template"] == kept
+    assert adapter.facts["chat_template_sha256"] == hashlib.sha256((kept or CHATML).encode()).hexdigest()
+    told = f"{tmp_path / 'peft' / next(iter(files))}: prompts are written with this chat template, not with the base's"
+    assert (told in capsys.readouterr().err) is (kept is not None)
+
+
+def test_a_chat_template_that_cannot_be_used_stops_an_import(tmp_path: Path) -> None:
+    make_adapter(tmp_path)
+    _without_facts(_export(tmp_path))
+    (tmp_path / "peft" / "chat_template.jinja").write_text("{% for message in messages %}")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja: line 1: Unexpected end of template"):
+        run_import(tmp_path / "peft", str(tmp_path / "back"), model=str(tmp_path / "base"))
+    assert not (tmp_path / "back").exists()
 
 
 def test_an_adapter_of_the_first_layers_only_is_imported_and_read_by_mlx_lm(tmp_path: Path) -> None:
