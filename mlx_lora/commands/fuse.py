@@ -8,7 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlx_lora.commands.fusetrial import Fusion, Outcome, Reference, iter_attempts, measure_reference, try_form
+from mlx_lora.commands.fusetrial import (
+    Fusion,
+    Outcome,
+    Reference,
+    iter_attempts,
+    measure_reference,
+    name_end_token,
+    try_form,
+)
 from mlx_lora.commands.plaintable import print_table
 from mlx_lora.commands.promptnotes import prompt_notes
 from mlx_lora.console import talk
@@ -61,6 +69,9 @@ def run_fuse(
                 break
         else:
             raise _lost(fusion, outcomes)
+        if (end := name_end_token(temporary)) is not None:
+            fact = f"answers end with {end}, which no file of the base names: generation_config.json does now"
+            talk.print(f"note: {fact}", markup=False, soft_wrap=True)
         write_whole(temporary / "README.md", _card(fusion, reference, outcomes))
     chosen = outcomes[-1]
     talk.print(f"{output}: {chosen.form}, {format_bytes(chosen.weight_bytes)}", markup=False, soft_wrap=True)

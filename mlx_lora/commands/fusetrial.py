@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlx_lora.commands.fuseprompts import choose_prompts
 from mlx_lora.console import talk
+from mlx_lora.files import write_json
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -137,3 +138,22 @@ def try_form(attempt: "Attempt", temporary: Path, fusion: Fusion, reference: Ref
     forms = [str(form) for form in attempt.storages.values()]
     layers = {form: forms.count(form) for form in sorted(set(forms))}
     return Outcome(attempt.name, written.weight_bytes, written.update_kept, distance, refused, layers)
+
+
+def name_end_token(folder: Path) -> str | None:
+    """Let generation_config.json name the token that the chat template writes after an answer, where no file does.
+
+    Other programs go by the files alone, and would never end an answer. Returns its text, None where it was named.
+    """
+    from mlx_lora.model.identity import read_json_object
+    from mlx_lora.model.load import load_tokenizer
+
+    tokenizer, place = load_tokenizer(str(folder)), folder / "generation_config.json"
+    content = read_json_object(place) if place.is_file() else {}
+    named = content.get("eos_token_id") or read_json_object(folder / "config.json").get("eos_token_id")
+    tokens = {*(named if isinstance(named, list) else [named]), tokenizer.wrapper.eos_token_id}
+    if tokenizer.eos_id in tokens:
+        return None
+    others = sorted(tokenizer.eos_ids - {tokenizer.eos_id})
+    write_json(place, {**content, "eos_token_id": [tokenizer.eos_id, *others]})
+    return tokenizer.decode([tokenizer.eos_id])

@@ -22,7 +22,7 @@ from mlx_lora.lora.layer import dense_weight
 from mlx_lora.lora.merge import merged_weight
 from mlx_lora.lora.rendering import Rendering
 from mlx_lora.model.load import load_base
-from tests.tiny import save_tiny_folder, tiny_model
+from tests.tiny import CHATML, save_tiny_folder, tiny_model
 
 TOKENS = mx.array([[1, 7, 30, 31, 200, 9, 12, 300]])
 PLAIN_PROMPTS = fuseprompts.PLAIN_PROMPTS
@@ -372,6 +372,29 @@ def test_the_adapters_own_template_becomes_the_fused_models(tmp_path, capsys):
     tokenizer = load_base(str(tmp_path / "fused")).tokenizer
     messages = [{"role": "user", "content": "a"}]
     assert tokenizer.render_chat(messages, add_generation_prompt=False, template_args={}) == "[a]"
+
+
+@pytest.mark.parametrize("own", [None, CHATML.replace("user", "person")])
+def test_the_end_token_of_the_template_is_named_where_other_programs_look(tmp_path, capsys, own):
+    """Found by reading: of a base whose files name another end, mlx-lm and transformers never ended an answer."""
+    base = save_tiny_folder(tmp_path / "base", chat_template="{{ messages[0].content }}</s>" if own else CHATML)
+    for name, change in (("config.json", {"eos_token_id": 2}), ("tokenizer_config.json", {"eos_token": "</s>"})):
+        content = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps({**content, **change}))
+    (base / "generation_config.json").write_text('{"eos_token_id": 2, "top_p": 0.8}')
+    adapter, _ = _adapter(tmp_path, LARGE, keep_base=True, facts={"chat_template": own})
+    assert run_fuse([adapter], tmp_path / "fused") == 0
+    assert json.loads((tmp_path / "fused/generation_config.json").read_text()) == {"eos_token_id": [4, 2], "top_p": 0.8}
+    assert mlx_lm.load(str(tmp_path / "fused"))[1].eos_token_ids == {2, 4}
+    note = "note: answers end with <|im_end|>, which no file of the base names: generation_config.json does now\n"
+    assert capsys.readouterr().err.count(note) == 1
+
+
+def test_end_tokens_that_are_named_stay_as_they_are(tmp_path, capsys):
+    adapter, _ = _adapter(tmp_path, LARGE)
+    assert run_fuse([adapter], tmp_path / "fused") == 0
+    assert not (tmp_path / "fused/generation_config.json").exists()
+    assert "answers end with" not in capsys.readouterr().err
 
 
 def test_the_runs_own_rows_are_compared_and_prompts_are_rendered_as_in_training(tmp_path, capsys, monkeypatch):
