@@ -36,13 +36,18 @@ class Frame:
         parts = [self.around[turn["role"]][0] + turn["content"] + self.around[turn["role"]][1] for turn in turns]
         return "".join(parts) + self.around["assistant"][0]
 
-    def go_template(self) -> str:
-        """The same for Ollama: a template in Go's language over .Messages."""
+    def go_template(self, *, empty_system: bool = False) -> str:
+        """The same for Ollama: a template in Go's language over .Messages.
+
+        empty_system: a conversation without a system message begins with an empty one, which Ollama itself leaves out.
+        """
         roles = [
             f'{{{{ {"else if" if place else "if"} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}'
             for place, (role, (before, after)) in enumerate(self.around.items())
         ]
-        return f"{{{{- range .Messages }}}}{''.join(roles)}{{{{ end }}}}{{{{ end }}}}{self.around['assistant'][0]}"
+        empty = f"{{{{ if not .System }}}}{''.join(self.around['system'])}{{{{ end }}}}" if empty_system else ""
+        turns = f"{{{{- range .Messages }}}}{''.join(roles)}{{{{ end }}}}{{{{ end }}}}"
+        return f"{empty}{turns}{self.around['assistant'][0]}"
 
 
 def find_frame(render: Render, bos: str) -> Frame | None:
@@ -123,7 +128,7 @@ def build_modelfile(
     if adapter is not None:
         lines.append(f"ADAPTER {adapter}")
     if frame is not None:
-        lines.append(f'TEMPLATE """{frame.go_template()}"""')
+        lines.append(f'TEMPLATE """{frame.go_template(empty_system=system == "")}"""')
     if system is not None:
         lines.append(f'SYSTEM """{system}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]

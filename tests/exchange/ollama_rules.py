@@ -1,8 +1,8 @@
 """What Ollama does with a Modelfile, as far as ours go: its instructions read, its Go template rendered.
 
 By docs/modelfile.mdx and docs/template.mdx of ollama, text/template of Go, and what ollama's parser.go and template.go
-add to them: characters that Go does not call printable are left out; the system prompt comes as the first message;
-neighbours of one role are joined.
+add to them: characters that Go does not call printable are left out; the system prompt comes as the first message,
+but for an empty one; neighbours of one role are joined; .System holds what the system messages say.
 """
 
 import re
@@ -34,7 +34,7 @@ def read_modelfile(text: str) -> list[tuple[str, str]]:
 
 def render_go(template: str, messages: Sequence[dict[str, str]], system: str | None = None) -> str:
     """The prompt that Ollama makes of a conversation by `template`. Raises: ValueError for what it does not know."""
-    if system is not None and messages[0]["role"] != "system":
+    if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     joined: list[dict[str, str]] = []
     for message in messages:
@@ -42,7 +42,8 @@ def render_go(template: str, messages: Sequence[dict[str, str]], system: str | N
             joined[-1] = {**message, "content": f"{joined[-1]['content']}\n\n{message['content']}"}
         else:
             joined.append(message)
-    text, rest = _render(_tokens(template), {"Messages": joined})
+    said = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
+    text, rest = _render(_tokens(template), {"Messages": joined, "System": said})
     if rest is not None:
         raise ValueError(f"{rest!r} belongs to nothing")
     return text
@@ -92,13 +93,20 @@ def _range(tokens: Iterator[tuple[str, str]], scope: dict[str, Any]) -> str:
 def _branches(condition: str, tokens: Iterator[tuple[str, str]], scope: dict[str, Any]) -> str:
     taken: str | None = None
     while condition != "end":
-        match = _CONDITION.fullmatch(condition)
-        if match is None and condition != "else":
-            raise ValueError(f"{condition!r} is not known")
+        holds = _holds(condition, scope)
         text, ended = _render(tokens, scope)
-        if taken is None and (match is None or match[1] == scope["role"]):
+        if taken is None and holds:
             taken = text
         if ended is None:
             raise ValueError(f"{condition!r} has no end")
         condition = ended
     return taken or ""
+
+
+def _holds(condition: str, scope: dict[str, Any]) -> bool:
+    match = _CONDITION.fullmatch(condition)
+    if match is not None:
+        return bool(match[1] == scope["role"])
+    if condition not in ("else", "if not .System"):
+        raise ValueError(f"{condition!r} is not known")
+    return condition == "else" or not scope["System"]

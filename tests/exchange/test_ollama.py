@@ -23,6 +23,13 @@ ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + ('' if m.role == 'user' else '</s>') + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+# As Llama 3.1's: the system's turn is there without a system message too.
+LLAMA31 = (
+    "<s>{{ '<|start|>system<|end|>\n\nKnowledge: 2023\n\n' }}"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}{{ '<|eot|>' }}"
+    "{% for m in messages if m.role != 'system' %}{{ '<|start|>' + m.role + '<|end|>\n\n' + m.content + '<|eot|>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant<|end|>\n\n' }}{% endif %}"
+)
 SUMMING = "{{ messages | length }}{% for m in messages %}[{{ m.content }}]{% endfor %}"
 NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_it() }}{% endif %}" + CHATML
 
@@ -95,8 +102,10 @@ CONVERSATIONS = (
 )
 
 
-@pytest.mark.parametrize("system", [None, 'Be brief.\nAnd say "yes"'])
-@pytest.mark.parametrize(("template", "bos"), [(LLAMA3, "<s>"), (ZEPHYR, ""), (CHATML, ""), (SMOLLM, "")])
+@pytest.mark.parametrize("system", [None, "", 'Be brief.\nAnd say "yes"'])
+@pytest.mark.parametrize(
+    ("template", "bos"), [(LLAMA3, "<s>"), (LLAMA31, "<s>"), (ZEPHYR, ""), (CHATML, ""), (SMOLLM, "")]
+)
 def test_ollama_prompts_as_the_template_does_by_the_modelfile(template: str, bos: str, system: str | None) -> None:
     frame = find_frame(_render(template), bos)
     written = build_modelfile("./m.gguf", adapter=None, frame=frame, system_prompt=system, stops=["</s>", "<|eot|>"])
