@@ -74,6 +74,22 @@ def test_every_format_names_what_it_loses_of_the_prompts(
         assert '<|im_start|>assistant\n"""' in (output / "Modelfile").read_text(), "rendered with thinking off"
 
 
+@pytest.mark.parametrize("day", ["strftime_now('%d %b %Y')", "'26 Jul 2024'"])
+def test_the_date_that_a_template_writes_is_said_to_stay_as_it_is(tmp_path, capsys, day) -> None:
+    """Found by reading: Ollama told a Llama 3.2 the day of the export for ever, without a word."""
+    unused = "{% if unused %}{{ strftime_now('%Y') }}{% endif %}"
+    template = (
+        "{{ '<|im_start|>system\nToday is ' + DAY + '\n' }}".replace("DAY", day)
+        + "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}{{ '<|im_end|>\n' }}"
+        + CHATML.replace("in messages", "in messages if message.role != 'system'")
+        + unused
+    )
+    make_adapter(tmp_path, facts={"chat_template": template, "system_prompt": SYSTEM}, layers=1)
+    run_export(tmp_path / "run", tmp_path / "out", to="ollama", ollama_base="base:1b")
+    note = "note: the chat template writes the date: the Modelfile keeps that of today\n"
+    assert (note in capsys.readouterr().err) is ("strftime" in day)
+
+
 def test_what_a_file_holds_or_an_adapter_does_not_ask_for_is_no_loss() -> None:
     rendering = Rendering(SYSTEM, CHATML, SWITCHES)
     assert prompt_notes(rendering, "it", system_prompt=True, template=True, switches=True) == []
