@@ -68,7 +68,7 @@ def run_fuse(
             if outcomes[-1].refused is None:
                 break
         else:
-            raise _lost(fusion, outcomes)
+            raise _lost(fusion, outcomes, largest, bits)
         if (end := name_end_token(temporary)) is not None:
             fact = f"answers end with {end}, which no file of the base names: generation_config.json does now"
             talk.print(f"note: {fact}", markup=False, soft_wrap=True)
@@ -186,10 +186,10 @@ def _empty(folder: Path) -> None:
         file.unlink()
 
 
-def _lost(fusion: Fusion, outcomes: Sequence[Outcome]) -> AdapterError:
+def _lost(fusion: Fusion, outcomes: Sequence[Outcome], largest: float | None, bits: int | None) -> AdapterError:
     tried = "; ".join(f"{outcome.form}: {outcome.refused}" for outcome in outcomes)
-    hint = "keep base and adapter apart, or allow a larger model (--max-growth)"
-    hint = "leave --bits out, so that more bits are tried" if len(outcomes) == 1 else hint
+    hint = "keep base and adapter apart" + ("" if largest is None else ", or allow a larger model (--max-growth)")
+    hint = hint if bits is None else "leave --bits out, so that more bits are tried"
     names = " and ".join(str(folder) for folder in fusion.sources)
     return AdapterError(f"{names}: fusing lost the fine-tune ({tried}); nothing was kept", hint)
 
