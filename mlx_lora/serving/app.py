@@ -28,6 +28,8 @@ from mlx_lora.serving.residents import Residents
 from mlx_lora.serving.roster import Speaker, adapter_folders
 
 _PAGE = Path(__file__).parent / "page"
+# Ends of lines to many a reader of events (str.splitlines, httpx), though not to JSON, which has them in texts only.
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -225,7 +227,8 @@ async def _watched(receive: Receive, asking: Asking, facts: dict[str, Any], metr
 
 
 def _event(chunk: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).translate(_LINE_ENDS)
+    return b"data: " + text.encode() + b"\n\n"
 
 
 def _adapter(speaker: Speaker) -> dict[str, Any]:

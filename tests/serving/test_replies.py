@@ -1,6 +1,9 @@
 """Answers as OpenAI's JSON: what stands beside the text."""
 
+import json
+
 from mlx_lora.serving.answer import Delta, Finished, Likelihood
+from mlx_lora.serving.app import _event
 from mlx_lora.serving.replies import Choice, Reply, TextReply
 
 SPELLED = {1: "New", 2: " York", 3: "\ufffd", 4: "\ufffd"}  # the last two are parts of characters
@@ -23,6 +26,16 @@ def test_the_offsets_of_a_stream_go_on_from_chunk_to_chunk():
     parts = delta(1, 2, 3, 1)
     choice = Choice([parts.text], list(parts.likelihoods), Finished("stop", 1, 0, 4))
     assert reply.complete([choice])["choices"][0]["logprobs"]["text_offset"] == [0, 3, 8, 9]
+
+
+def test_an_event_is_one_line_for_readers_that_split_at_more_than_line_feeds():
+    """Found by reading: str.splitlines and httpx's iter_lines cut an event in two at these, and its JSON with it."""
+    text = "a\u2028b\u2029c\x85d\x0be\x1cf\ng 日本"
+    lines = _event(Reply("m", spell, False).part(0, Delta(text))).decode().splitlines()
+    assert len(lines) == 2
+    assert lines[1] == ""
+    assert json.loads(lines[0].removeprefix("data: "))["choices"][0]["delta"]["content"] == text
+    assert "日本" in lines[0]
 
 
 def test_a_part_of_a_character_has_no_bytes_rather_than_wrong_ones():
