@@ -25,7 +25,7 @@ def wrapped(text: str, width: int) -> str:
         ("one two    three", "one two\nthree"),
         ("日本語日本語", "日本語日\n本語"),
         ("ab 日本語", "ab 日本\n語"),
-        ("one ce\u0301dez", "one\nce\u0301dez"),  # an accent of its own, as macOS writes it; Hindi's vowel signs are such
+        ("one ce\u0301dez", "one\nce\u0301dez"),  # an accent of its own; so are Hindi's vowel signs
         ("one ab हिन्दी", "one ab\nहिन्दी"),
         ("日\u3099本語日本", "日\u3099本語日\n本"),
         ("end ", "end "),

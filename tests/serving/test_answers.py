@@ -176,7 +176,8 @@ def test_a_plain_completion_goes_on_from_its_prompt_with_the_space_of_its_first_
     """Found by reading: SentencePiece models lost that space, and all of `tokens` lost theirs, with wrong offsets."""
     base = save_tiny_folder(tmp_path / "pieces", "llama")
     words = ["<unk>", "<s>", "</s>", *(f"▁w{number}" for number in range(VOCABULARY - 3))]
-    backend = Backend(models.BPE(vocab={word: number for number, word in enumerate(words)}, merges=[], unk_token="<unk>"))
+    vocabulary = {word: number for number, word in enumerate(words)}
+    backend = Backend(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(base)
     (base / "chat_template.jinja").unlink()
@@ -189,7 +190,8 @@ def test_a_plain_completion_goes_on_from_its_prompt_with_the_space_of_its_first_
     assert streamed == whole.text
     assert "".join(whole.logprobs.tokens) == whole.text
     assert whole.logprobs.text_offset == [0, *accumulate(map(len, whole.logprobs.tokens))][:-1]
-    assert all(set(top) > {token} for top, token in zip(whole.logprobs.top_logprobs, whole.logprobs.tokens, strict=True))
+    pairs = zip(whole.logprobs.top_logprobs, whole.logprobs.tokens, strict=True)
+    assert all(set(top) > {token} for top, token in pairs)
 
 
 def test_a_stop_text_ends_the_answer_before_it(house: House, server: Running):
