@@ -6,6 +6,7 @@ a client only says that it does not want it.
 
 import difflib
 import json
+from itertools import takewhile
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, model_validator
@@ -112,12 +113,21 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | list[_Part]
 
-    @model_validator(mode="after")
-    def _refuse_what_is_not_text(self) -> "ChatMessage":
-        for name, value in (self.model_extra or {}).items():
-            if value not in (None, [], {}, ""):
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_what_is_not_text(cls, message: Any) -> Any:
+        """Before anything else is looked at: beside tool calls there is no content, and an image is no text part."""
+        if not isinstance(message, dict):
+            return message
+        for name, value in message.items():
+            if name not in cls.model_fields and value not in (None, [], {}, ""):
                 raise bad_request(f"Messages with {name[:80]!r} are not supported.", param="messages")
-        return self
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind != "text":
+                raise bad_request(f"Message parts of type {kind[:80]!r} are not supported.", param="messages")
+        return message
 
     def message(self) -> dict[str, str]:
         """Role and text; a developer's is a system message, as other servers have it: few templates know the role."""
@@ -245,8 +255,11 @@ def _first_fault(error: ValidationError) -> Refusal:
     places = [[str(part) for part in fault["loc"]] for fault in faults]
     # Of a field that takes several types pydantic names every try; the field and one sentence are enough.
     field = places[0][0] if places[0] else None
-    same = [fault for fault, place in zip(faults, places, strict=True) if place[:1] == places[0][:1]]
-    where = ".".join(part for part in places[0] if part.isidentifier() or part.isdigit())
+    alike = places[0][: 2 if "".join(places[0][1:2]).isdigit() else 1]  # of several messages the first
+    same = [fault for fault, place in zip(faults, places, strict=True) if place[: len(alike)] == alike]
+    columns = zip(*(place for place in places if place[: len(alike)] == alike), strict=False)
+    shared = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    where = ".".join(part for part in shared if part.isidentifier() or part.isdigit())
     message = same[0]["msg"] if len(same) == 1 else f"not of the form that {field!r} takes"
     return bad_request(f"{where or 'body'}: {message}.", param=field)
 
