@@ -159,7 +159,8 @@ def _template_beside(folder: Path, base: "LoadedModel") -> str | None:
         if isinstance(template, list):  # several by name
             named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
             template = named[0].get("template") if named else None
-    if not isinstance(template, str) or template == base.tokenizer.chat_template:
+    own = base.tokenizer.chat_template or ""
+    if not isinstance(template, str) or template.removesuffix("\n") == own.removesuffix("\n"):  # Jinja drops the last
         return None
     base.tokenizer.with_chat_template(template, str(file))
     told = f"note: {file}: prompts are written with this chat template, not with the base's"

@@ -65,8 +65,10 @@ def write_ollama(target: Path, job: Job) -> dict[str, Any]:
     if frame is None:
         theirs = "the one in the GGUF file" if whole else f"that of {job.ollama_base}"
         say_note(f"no TEMPLATE is in the Modelfile: the chat template has no plain frame; Ollama goes by {theirs}")
-    elif "strftime_now" in str(tokenizer.chat_template) and str(date.today().year) in frame.go_template():
-        say_note("the chat template writes the date: the Modelfile keeps that of today")
+    elif "strftime_now" in str(tokenizer.chat_template):
+        own = frame.default_system or "" if job.rendering.system_prompt is None else ""
+        if str(date.today().year) in frame.go_template() + own:
+            say_note("the chat template writes the date: the Modelfile keeps that of today")
     # TEMPLATE is what the template writes with its switches set; without it, the file of a whole model has that one.
     written = frame is not None
     say_prompt_notes(job, "the Modelfile", system_prompt=True, template=written or whole, switches=written)

@@ -83,6 +83,7 @@ def test_an_adapter_that_peft_wrote_answers_the_same_after_import(tmp_path: Path
         ({"tokenizer_config.json": json.dumps({"chat_template": OTHER})}, OTHER),
         ({"tokenizer_config.json": json.dumps({"chat_template": [{"name": "default", "template": OTHER}]})}, OTHER),
         ({"chat_template.jinja": CHATML}, None),
+        ({"chat_template.jinja": CHATML + "\n"}, None),
         ({"tokenizer_config.json": "{}"}, None),
     ],
 )
