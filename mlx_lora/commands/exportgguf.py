@@ -54,19 +54,23 @@ def _write_model(target: Path, job: Job) -> dict[str, Any]:
 
 
 def write_ollama(target: Path, job: Job) -> dict[str, Any]:
-    from mlx_lora.exchange.ollama import build_modelfile, find_frame
+    from mlx_lora.exchange.ollama import Turns, build_modelfile, find_frame, written_system
 
     tokenizer, args = job.tokenizer, job.rendering.chat_template_args
     bos = tokenizer.decode([tokenizer.bos_id]) if tokenizer.adds_bos and tokenizer.bos_id is not None else ""
-    frame = find_frame(
-        lambda turns, follows: tokenizer.render_chat(turns, add_generation_prompt=follows, template_args=args), bos
-    )
+
+    def render(turns: Turns, follows: bool) -> str:
+        return tokenizer.render_chat(turns, add_generation_prompt=follows, template_args=args)
+
+    frame, system = find_frame(render, bos), job.rendering.system_prompt
+    if frame is not None and system is not None:
+        system = written_system(render, bos, frame, system)
     whole = job.ollama_base is None
     if frame is None:
         theirs = "the one in the GGUF file" if whole else f"that of {job.ollama_base}"
         say_note(f"no TEMPLATE is in the Modelfile: the chat template has no plain frame; Ollama goes by {theirs}")
     elif "strftime_now" in str(tokenizer.chat_template):
-        own = frame.default_system or "" if job.rendering.system_prompt is None else ""
+        own = frame.default_system or "" if system is None else ""
         if str(date.today().year) in frame.go_template() + own:
             say_note("the chat template writes the date: the Modelfile keeps that of today")
     # TEMPLATE is what the template writes with its switches set; without it, the file of a whole model has that one.
@@ -80,7 +84,7 @@ def write_ollama(target: Path, job: Job) -> dict[str, Any]:
         source,
         adapter=adapter,
         frame=frame,
-        system_prompt=job.rendering.system_prompt,
+        system_prompt=system,
         stops=[tokenizer.decode([token]) for token in sorted(tokenizer.eos_ids)],
     )
     write_whole(target / "Modelfile", modelfile)

@@ -70,6 +70,13 @@ def find_frame(render: Render, bos: str) -> Frame | None:
     return frame if same else None
 
 
+def written_system(render: Render, bos: str, frame: Frame, system: str) -> str:
+    """`system` as the template writes it, which may trim it: Ollama does not."""
+    wanted = render([{"role": "system", "content": system}, *_ONE], True).removeprefix(bos)
+    trimmed = system.strip()
+    return trimmed if frame.render([{"role": "system", "content": trimmed}, *_ONE]) == wanted else system
+
+
 def _guess(whole: str, asked: str, one: str) -> Frame | None:
     parts: list[str] = []
     rest = whole

@@ -74,6 +74,17 @@ def test_every_format_names_what_it_loses_of_the_prompts(
         assert '<|im_start|>assistant\n"""' in (output / "Modelfile").read_text(), "rendered with thinking off"
 
 
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [(CHATML.replace("message['content']", "message['content'] | trim"), "Be brief."), (CHATML, "Be brief.\n")],
+)
+def test_ollamas_system_prompt_is_the_one_that_the_template_writes(tmp_path, template, written) -> None:
+    """Found by reading: Llama 3's template trims the line break that `system_prompt: |` ends with, Ollama does not."""
+    make_adapter(tmp_path, facts={"chat_template": template, "system_prompt": "Be brief.\n"}, layers=1)
+    run_export(tmp_path / "run", tmp_path / "out", to="ollama", ollama_base="base:1b")
+    assert f'\nSYSTEM """{written}"""\n' in (tmp_path / "out/Modelfile").read_text()
+
+
 @pytest.mark.parametrize("day", ["strftime_now('%d %b %Y')", "'26 Jul 2024'"])
 def test_the_date_that_a_template_writes_is_said_to_stay_as_it_is(tmp_path, capsys, day) -> None:
     """Found by reading: Ollama told a Llama 3.2 the day of the export for ever, without a word."""
