@@ -56,6 +56,14 @@ class Checkpoint:
         mx.eval(parameters, optimizer_state)  # read now: the file may be removed by the next save
         return parameters, optimizer_state
 
+    def adapter_step(self) -> int | None:
+        """The step of the adapter that `restore_best` puts back; None where there is none."""
+        path = self.path / _BEST / CONFIG_FILE
+        if not path.is_file():
+            return None
+        step = json.loads(path.read_text(encoding="utf-8")).get("mlx_lora", {}).get("step")
+        return step if isinstance(step, int) else None
+
     def restore_best(self, folder: Path) -> list[str]:
         """Put the best adapter of this point into `folder` where it is missing or another; return the files' names."""
         restored = []
@@ -97,6 +105,15 @@ def save_checkpoint(
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
+
+
+def read_checkpoint(folder: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of `step`; None where there is none, or it is damaged."""
+    path = folder / f"{step:08d}"
+    try:
+        return Checkpoint(path, _check(path))
+    except (MlxLoraError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:
