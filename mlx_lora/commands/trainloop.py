@@ -79,6 +79,8 @@ def _validate(
     screen: TrainScreen,
     watch: "Watch",
 ) -> None:
+    from mlx_lora.training.validation import better_than_start, packed
+
     started = time.perf_counter()
     found = session.validate()
     loss, right = found.nats, sum(found.right)
@@ -86,13 +88,13 @@ def _validate(
     step = session.progress.step
     if step == 0:
         session.require_finite(loss)
-        session.progress.base_loss, best = loss, False
+        session.progress.base_loss, session.progress.base_right, best = loss, packed(found.right), False
     else:
         best = session.note_validation(found)
     if metrics:
         told = {"loss": loss, "right": right, "rows": len(found.right), "best": best, "seconds": seconds}
         metrics.write("validation", {"step": step, **told})
-    mark = validation_mark(best, keeps_best(session), loss, session.progress.base_loss)
+    mark = validation_mark(best, keeps_best(session), better_than_start(found, session.progress))
     screen.validation(step, loss, (right, len(found.right)), seconds, mark)
     _warn(watch.validation(step, loss, kept=best), step, metrics, screen)
     if best and metrics and keeps_best(session):
@@ -149,14 +151,14 @@ def keeps_best(session: "Session") -> bool:
     return bool(session.valid_set) and session.config.train.final_adapter == "best"
 
 
-def validation_mark(best: bool, keeps: bool, loss: float, before: float | None) -> str:
-    """What is said of a validation that is the best of its run. before: the loss at step 0.
+def validation_mark(best: bool, keeps: bool, better: bool) -> str:
+    """What is said of a validation that is the best of its run. better: than that at step 0.
 
     A run that goes on from an adapter may have a best that is worse than that was.
     """
     if not best:
         return ""
-    if before is not None and loss >= before:
+    if not better:
         return "kept, though no better than at step 0" if keeps else ""
     return "best so far, kept" if keeps else "best so far"
 

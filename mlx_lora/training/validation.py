@@ -9,6 +9,7 @@ import numpy as np
 from mlx_lora.dataset.batches import collate, plan_validation
 from mlx_lora.dataset.examples import Example
 from mlx_lora.statistics import sign_test
+from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.distributed import Group
 from mlx_lora.training.engine import Engine
 from mlx_lora.training.frozen import FrozenStore
@@ -57,6 +58,18 @@ def is_better(found: Validation, nats: float, right: Sequence[bool]) -> bool:
     if sign_test(gained, lost) < _BY_CHANCE:
         return gained > lost
     return found.nats < nats
+
+
+def better_than_start(found: Validation, progress: Progress) -> bool:
+    """Whether `found` is better than the validation before the first step; where its right rows are not known, by loss.
+
+    True where there was none.
+    """
+    if progress.base_loss is None:
+        return True
+    if not progress.base_right:
+        return found.nats < progress.base_loss
+    return is_better(found, progress.base_loss, unpacked(progress.base_right, len(found.right)))
 
 
 def packed(right: Sequence[bool]) -> str:

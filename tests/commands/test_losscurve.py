@@ -103,7 +103,7 @@ def test_the_summary_of_a_run_draws_it_before_what_is_next(monkeypatch, folder):
         "best_step": 6,
         "kept_step": 6,
     }
-    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5}
+    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5, "better_than_start": True}
     trainsummary.print_summary(summary, folder, "mlx-lora train run.yaml --resume")
     printed = console.file.getvalue()
     assert 0 <= printed.index("6 steps in 0:12") < printed.index("loss, nats a token") < printed.index("next:")
@@ -114,7 +114,8 @@ def test_the_summary_names_the_last_steps_adapter_where_an_earlier_one_was_kept(
     last = tmp_path / "checkpoints/00000006"
     last.mkdir(parents=True)
     summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1}
-    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5, "best_step": best, "kept_step": best}
+    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5, "better_than_start": True}
+    summary |= {"best_step": best, "kept_step": best}
     trainsummary.print_summary(summary, tmp_path, "mlx-lora train run.yaml --resume")
     shown = capsys.readouterr().err
     assert f"kept step {best}" in shown
