@@ -22,7 +22,7 @@ _MOST_PROMPTS = 5000  # of a run; a longer one rehearses them again
 
 @dataclass(frozen=True)
 class Replay:
-    """Rows to rehearse, and what is compared when a run is resumed: a hash of the listed prompts, how many it writes."""
+    """Rows to rehearse, and what is compared when a run is resumed: a hash of the prompts, how many it writes."""
 
     rows: "list[Example]"
     compared: dict[str, str]

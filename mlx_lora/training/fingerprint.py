@@ -68,8 +68,8 @@ def build_fingerprint(
 ) -> dict[str, Any]:
     """What must be the same when the run goes on, but for `engine_parts`.
 
-    data: hashes of the rows by split, and of the listed replay prompts; how many more the base was to write. start: of the adapter that the run started
-    from, where it did from one.
+    data: hashes of the rows by split, and of the listed replay prompts; how many more the base was to write.
+    start: of the adapter that the run started from, where it did from one.
     """
     taught = [row for row in session.train_set if row.expected is None]
     return {

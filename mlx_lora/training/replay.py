@@ -114,15 +114,7 @@ def _read(path: Path) -> list[BaseAnswer] | None:
             lengths, ended, answers, tokens, shares = (
                 kept[name] for name in ("lengths", "ended", "answers", "tokens", "shares")
             )
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        EOFError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ):  # zipfile raises all
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
     stops = np.cumsum(lengths)
     return [
