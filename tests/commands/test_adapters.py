@@ -242,6 +242,18 @@ def test_a_merged_adapter_whose_file_was_edited_is_shown_all_the_same(shelf, tmp
         assert re.search(rf"merged from +{re.escape(told)}$", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_a_merge_says_whose_system_prompt_it_has_kept(shelf, tmp_path, capsys):
+    _copy(shelf / "a", bare := tmp_path / "of-mlx-lm")  # which tells nothing of prompts
+    config = json.loads((bare / "adapter_config.json").read_text())
+    del config["mlx_lora"]
+    (bare / "adapter_config.json").write_text(json.dumps(config))
+    for first, kept, text in ((bare, shelf / "b", "S2"), (shelf / "a", shelf / "a", "S1")):
+        run_adapters_merge([str(first), str(shelf / "b")], tmp_path / text)
+        said = f"note: system_prompt differs between them: that of {kept} is kept\n"
+        assert said in capsys.readouterr().err
+        assert json.loads((tmp_path / text / "adapter_config.json").read_text())["mlx_lora"]["system_prompt"] == text
+
+
 def test_a_merge_goes_where_the_home_folder_leads(shelf, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     run_adapters_merge([str(shelf / "b"), str(shelf / "a")], Path("~/merged"))
