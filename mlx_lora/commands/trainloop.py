@@ -118,7 +118,8 @@ def _settle_adapter(
     if there == wanted or (keeps_best(session) and progress.best_loss is None):
         return
     source = None if wanted == progress.step else read_checkpoint(folder / "checkpoints", wanted)
-    if source is None and wanted != progress.step:
+    # Asked together, so that no rank still reads when the one that leads writes.
+    if session.group.any(source is None and wanted != progress.step):
         said = f"the adapter of step {wanted}, the best so far, is in no checkpoint any more"
         _warn([f"{said}: the best is chosen from step {progress.step} on"], progress.step, metrics, screen)
         progress.best_loss, progress.best_right, patience = None, "", progress.validations_without_gain
