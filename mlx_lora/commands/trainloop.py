@@ -122,7 +122,8 @@ def _settle_adapter(
     if session.group.any(source is None and wanted != progress.step):
         said = f"the adapter of step {wanted}, the best so far, is in no checkpoint any more"
         _warn([f"{said}: the best is chosen from step {progress.step} on"], progress.step, metrics, screen)
-        progress.best_loss, progress.best_right, patience = None, "", progress.validations_without_gain
+        progress.best_loss, progress.best_right, progress.most_right = None, "", ""
+        patience = progress.validations_without_gain
         _validate(session, folder, facts, metrics, screen, watch)
         progress.validations_without_gain = patience
     elif metrics:

@@ -39,6 +39,7 @@ class Progress:
     best_right: str = ""  # which validation rows came out right then: bits, as hexadecimal digits
     validations_without_gain: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    most_right: str = ""  # the same of the best so far that had the most of them; "" in what an earlier version wrote
     base_right: str = ""  # as best_right, before the first step; "" in what an earlier version wrote
 
 
