@@ -1,6 +1,7 @@
 """`mlx-lora adapters merge`: several adapters to one, and what that lost."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -58,7 +59,7 @@ def run_adapters_merge(
     talk.print(f"{as_mix(names, recipe.weights)}: {_lost(recipe, combined)}", markup=False, soft_wrap=True)
     talk.print(
         f"{output}: rank {combined.rank}, {len(combined.factors)} modules, {format_bytes(size)}; "
-        f"whether it still knows what each one did: mlx-lora eval {output} --data FILE --base",
+        f"whether it still knows what each one did: mlx-lora eval {shlex.quote(str(output))} --data FILE --base",
         markup=False,
         soft_wrap=True,
     )

@@ -1,5 +1,6 @@
 """What `mlx-lora train` says before the first step and after the last one. Changes nothing."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +92,12 @@ def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) ->
         if summary["kept_step"] == step:
             step, name = summary["best_step"], "the best"
         other = folder / "checkpoints" / f"{step:08d}"
-        also = f"; to ask {name} too: mlx-lora eval {other}" if other.is_dir() else ""
+        also = f"; to ask {name} too: mlx-lora eval {shlex.quote(str(other))}" if other.is_dir() else ""
         fact = "note: the last step's adapter was not the best in validation"
         talk.print(f"{fact}{also}", markup=False, soft_wrap=True)
     print_loss_curve(folder)
-    talk.print(f"next:\n  mlx-lora eval {folder} --base\n  mlx-lora chat {folder}", markup=False, soft_wrap=True)
+    name = shlex.quote(str(folder))
+    talk.print(f"next:\n  mlx-lora eval {name} --base\n  mlx-lora chat {name}", markup=False, soft_wrap=True)
 
 
 def _no_better(summary: dict[str, Any]) -> str:

@@ -122,6 +122,17 @@ def test_the_summary_names_the_last_steps_adapter_where_an_earlier_one_was_kept(
     assert (f"to ask it too: mlx-lora eval {last}\n" in shown) is (best == 3)
 
 
+def test_the_commands_that_the_summary_names_can_be_pasted(capsys, tmp_path):
+    folder = tmp_path / "my run"
+    (folder / "checkpoints/00000006").mkdir(parents=True)
+    summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1, "best_step": 3}
+    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5, "better_than_start": True, "kept_step": 3}
+    trainsummary.print_summary(summary, folder, "mlx-lora train run.yaml --resume")
+    shown = capsys.readouterr().err
+    assert f"to ask it too: mlx-lora eval '{folder}/checkpoints/00000006'\n" in shown
+    assert f"next:\n  mlx-lora eval '{folder}' --base\n  mlx-lora chat '{folder}'\n" in shown
+
+
 def test_too_few_steps_make_no_curve(monkeypatch, tmp_path):
     few = write_run(tmp_path / "few", [START, step(1), step(2), step(3)])
     assert printed(monkeypatch, few, force_terminal=True) == ""
