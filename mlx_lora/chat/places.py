@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lora.errors import AdapterError, MlxLoraError
-from mlx_lora.files import named_errors, typed_path
+from mlx_lora.files import flush_to_disk, named_errors, typed_path
 
 ADAPTERS = Path("adapters")
 _CONFIG = "adapter_config.json"
@@ -108,16 +108,17 @@ def append_row(path: Path, row: Mapping[str, Any]) -> int:
     line = json.dumps(row, ensure_ascii=False).encode("utf-8", errors="replace") + b"\n"
     with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
+        with path.open("a+b", buffering=0) as file:  # a buffer would write again after the truncation
             size = file.tell()
             file.seek(0)
-            before = file.read()
+            before = file.readall()
             if before and not before.endswith(b"\n"):
                 line = b"\n" + line
             try:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+                rest = line
+                while rest:  # a disk that is nearly full takes the first part, and refuses the next
+                    rest = rest[file.write(rest) :]
+                flush_to_disk(file.fileno())
             except OSError:
                 file.truncate(size)
                 raise

@@ -34,6 +34,9 @@ def run_adapters_diff(first: str, second: str, *, json_output: bool = False) -> 
     adapters = [read_adapter(shelved.folder) for shelved in (one, two)]
     if one.folder.resolve() == two.folder.resolve():
         raise AdapterError(f"{first} and {second} are the same adapter", "a comparison needs two")
+    for shelved in (one, two):
+        if shelved.run is None:
+            raise AdapterError(shelved.fault or f"{shelved.folder}: its run's files cannot be read")
     settings = _differing(one, two)
     scores = _scores(one, two)
     modules, whole, notes = _weights(adapters)

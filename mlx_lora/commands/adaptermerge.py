@@ -1,6 +1,7 @@
 """`mlx-lora adapters merge`: several adapters to one, and what that lost."""
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -40,7 +41,7 @@ def run_adapters_merge(
     from mlx_lora.lora.adapter import read_adapter
     from mlx_lora.lora.adapter_config import WEIGHTS_FILE
     from mlx_lora.lora.combine import DENSITIES, Recipe
-    from mlx_lora.lora.combined_adapter import combine_adapters, different_prompts, save_combined
+    from mlx_lora.lora.combined_adapter import combine_adapters, different_prompts, kept_from, save_combined
 
     adapters = [read_adapter(folder) for folder in folders]
     chosen = DENSITIES.get(method, 1.0) if density is None else density
@@ -53,11 +54,12 @@ def run_adapters_merge(
         save_combined(temporary, adapters, recipe, combined)
     size = (output / WEIGHTS_FILE).stat().st_size
     for name in different_prompts([one.facts for one in adapters]):
-        talk.print(f"note: {name} differs between them: that of {folders[0]} is kept", markup=False, soft_wrap=True)
+        kept = kept_from(adapters, name).folder
+        talk.print(f"note: {name} differs between them: that of {kept} is kept", markup=False, soft_wrap=True)
     talk.print(f"{as_mix(names, recipe.weights)}: {_lost(recipe, combined)}", markup=False, soft_wrap=True)
     talk.print(
         f"{output}: rank {combined.rank}, {len(combined.factors)} modules, {format_bytes(size)}; "
-        f"whether it still knows what each one did: mlx-lora eval {output} --data FILE --base",
+        f"whether it still knows what each one did: mlx-lora eval {shlex.quote(str(output))} --data FILE --base",
         markup=False,
         soft_wrap=True,
     )

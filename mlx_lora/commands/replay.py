@@ -22,7 +22,7 @@ _MOST_PROMPTS = 5000  # of a run; a longer one rehearses them again
 
 @dataclass(frozen=True)
 class Replay:
-    """Rows to rehearse, and a hash of their listed prompts: by name, for the comparison when a run is resumed."""
+    """Rows to rehearse, and what is compared when a run is resumed: a hash of the prompts, how many it writes."""
 
     rows: "list[Example]"
     compared: dict[str, str]
@@ -72,7 +72,8 @@ def build_replay(
     if wanted.missing:
         fewer = f" ({wanted.missing} were wanted)" if len(written) < wanted.missing else ""
         _say(f"replay: the base wrote {len(written)} of the prompts itself{fewer}")
-    return Replay(rows, {"replay_prompts": records_sha256(wanted.listed)})
+    # Of the written ones the number: their texts, and so the rows, differ by rounding between machines.
+    return Replay(rows, {"replay_prompts": records_sha256(wanted.listed), "replay_written": str(wanted.missing)})
 
 
 def _say(line: str) -> None:

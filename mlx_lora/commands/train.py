@@ -129,7 +129,7 @@ def _run(
             if metrics and not resume:
                 metrics.write("start", {"step": 0, **facts})
             stop.training = True
-            stopped_by = train_and_validate(session, folder, facts, metrics, stop)
+            stopped_by = train_and_validate(session, folder, facts, metrics, stop, checkpoint)
             seconds = time.perf_counter() - started
             if metrics:
                 metrics.write("end", {"step": session.progress.step, "ended_by": stopped_by})

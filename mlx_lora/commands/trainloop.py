@@ -6,20 +6,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.commands.trainstop import Stop
+from mlx_lora.console import talk
 from mlx_lora.screen import TrainScreen
 
 if TYPE_CHECKING:
+    from mlx_lora.training.checkpoint import Checkpoint
     from mlx_lora.training.runfolder import Metrics
     from mlx_lora.training.session import Session
     from mlx_lora.training.warnings import Watch
 
 
 def train_and_validate(
-    session: "Session", folder: Path, facts: dict[str, Any], metrics: "Metrics | None", stop: Stop
+    session: "Session",
+    folder: Path,
+    facts: dict[str, Any],
+    metrics: "Metrics | None",
+    stop: Stop,
+    resumed: "Checkpoint | None" = None,
 ) -> str:
     """Train to the end, or until `stop` is asked; return what ended it: "steps", "patience" or "signal".
 
-    `metrics` is None on a rank that writes nothing.
+    `metrics` is None on a rank that writes nothing; `resumed`: the checkpoint that `session` goes on from.
     """
     from mlx_lora.training.distributed import RankLostError
     from mlx_lora.training.warnings import Watch
@@ -31,6 +38,8 @@ def train_and_validate(
     first_step, whole = session.progress.step + 1, session.progress.step
     with TrainScreen(first_step, schedule.total_steps, eval_every if session.valid_set else None) as screen:
         try:
+            if resumed:
+                _settle_adapter(session, folder, facts, metrics, screen, watch, resumed)
             if session.out_of_patience():  # resumed where it had ended
                 return "patience"
             if first_step == 1:
@@ -70,6 +79,8 @@ def _validate(
     screen: TrainScreen,
     watch: "Watch",
 ) -> None:
+    from mlx_lora.training.validation import better_than_start, packed
+
     started = time.perf_counter()
     found = session.validate()
     loss, right = found.nats, sum(found.right)
@@ -77,17 +88,64 @@ def _validate(
     step = session.progress.step
     if step == 0:
         session.require_finite(loss)
-        session.progress.base_loss, best = loss, False
+        session.progress.base_loss, session.progress.base_right, best = loss, packed(found.right), False
     else:
         best = session.note_validation(found)
     if metrics:
         told = {"loss": loss, "right": right, "rows": len(found.right), "best": best, "seconds": seconds}
         metrics.write("validation", {"step": step, **told})
-    mark = validation_mark(best, keeps_best(session), loss, session.progress.base_loss)
+    mark = validation_mark(best, keeps_best(session), better_than_start(found, session.progress))
     screen.validation(step, loss, (right, len(found.right)), seconds, mark)
     _warn(watch.validation(step, loss, kept=best), step, metrics, screen)
     if best and metrics and keeps_best(session):
         _save_adapter(session, folder, facts)
+
+
+def _settle_adapter(
+    session: "Session",
+    folder: Path,
+    facts: dict[str, Any],
+    metrics: "Metrics | None",
+    screen: TrainScreen,
+    watch: "Watch",
+    resumed: "Checkpoint",
+) -> None:
+    """Leave the adapter that train.final_adapter asks for now, where the checkpoint's run asked for the other one."""
+    from mlx_lora.training.checkpoint import read_checkpoint
+
+    progress, there = session.progress, resumed.adapter_step()
+    wanted = progress.best_step if keeps_best(session) else progress.step
+    if there == wanted or (keeps_best(session) and progress.best_loss is None):
+        return
+    source = None if wanted == progress.step else read_checkpoint(folder / "checkpoints", wanted)
+    # Asked together, so that no rank still reads when the one that leads writes.
+    if session.group.any(source is None and wanted != progress.step):
+        said = f"the adapter of step {wanted}, the best so far, is in no checkpoint any more"
+        _warn([f"{said}: the best is chosen from step {progress.step} on"], progress.step, metrics, screen)
+        progress.best_loss, progress.best_right, progress.most_right = None, "", ""
+        patience = progress.validations_without_gain
+        _validate(session, folder, facts, metrics, screen, watch)
+        progress.validations_without_gain = patience
+    elif metrics:
+        if source is None:
+            _save_adapter(session, folder, facts)
+        else:
+            _copy_adapter(session, source.path, folder)
+        place = "" if there is None else f" in place of step {there}'s"
+        final = session.config.train.final_adapter
+        line = f"note: train.final_adapter is {final}: the adapter of step {wanted} is put{place or ' there'}"
+        talk.print(line, markup=False, soft_wrap=True)
+    _save(session, folder, facts, metrics)  # the checkpoint is of the changed run now
+
+
+def _copy_adapter(session: "Session", source: Path, folder: Path) -> None:
+    """Put a checkpoint's adapter into `folder`, in the numbers of lora.save_dtype."""
+    import mlx.core as mx
+
+    from mlx_lora.lora.adapter import read_adapter, write_adapter
+
+    adapter, dtype = read_adapter(source), getattr(mx, session.config.lora.save_dtype)
+    write_adapter(folder, {name: value.astype(dtype) for name, value in adapter.tensors.items()}, adapter.config)
 
 
 def keeps_best(session: "Session") -> bool:
@@ -95,14 +153,14 @@ def keeps_best(session: "Session") -> bool:
     return bool(session.valid_set) and session.config.train.final_adapter == "best"
 
 
-def validation_mark(best: bool, keeps: bool, loss: float, before: float | None) -> str:
-    """What is said of a validation that is the best of its run. before: the loss at step 0.
+def validation_mark(best: bool, keeps: bool, better: bool) -> str:
+    """What is said of a validation that is the best of its run. better: than that at step 0.
 
     A run that goes on from an adapter may have a best that is worse than that was.
     """
     if not best:
         return ""
-    if before is not None and loss >= before:
+    if not better:
         return "kept, though no better than at step 0" if keeps else ""
     return "best so far, kept" if keeps else "best so far"
 

@@ -1,5 +1,6 @@
 """What `mlx-lora train` says before the first step and after the last one. Changes nothing."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,14 @@ def build_summary(
     import mlx.core as mx
 
     from mlx_lora.training.runfolder import ADAPTER_FILE
+    from mlx_lora.training.validation import Validation, better_than_start, unpacked
 
+    progress, rows = session.progress, len(session.valid_set)
+    right = unpacked(progress.best_right, rows) if progress.best_right else ()
+    base_right = unpacked(progress.base_right, rows) if progress.base_right else ()
+    better = None
+    if progress.best_loss is not None and progress.base_loss is not None:
+        better = better_than_start(Validation(progress.best_loss, right), progress)
     adapter = folder / ADAPTER_FILE
     return {
         "output_dir": str(folder),
@@ -50,6 +58,10 @@ def build_summary(
         "total_steps": session.schedule.total_steps,
         "base_validation_loss": session.progress.base_loss,
         "best_validation_loss": session.progress.best_loss,
+        "validation_rows": rows,
+        "base_validation_right": sum(base_right) if base_right else None,
+        "best_validation_right": sum(right) if right else None,
+        "better_than_start": better,
         "best_step": session.progress.best_step,
         "kept_step": session.progress.best_step if keeps_best(session) else session.progress.step,
         "seconds": round(seconds + (metrics.seconds_before if metrics else 0.0), 1),
@@ -65,7 +77,7 @@ def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) ->
         talk.print(f"  {resume_command}", markup=False, soft_wrap=True)
         return
     if summary["ended_by"] == "patience":
-        talk.print("stopped early: the validation loss no longer falls", markup=False)
+        talk.print(f"stopped early: no validation was better than that of step {summary['best_step']}", markup=False)
     validated = summary["best_validation_loss"] is not None
     kept = f", kept step {summary['kept_step']}" if validated else ""
     talk.print(
@@ -73,16 +85,26 @@ def print_summary(summary: dict[str, Any], folder: Path, resume_command: str) ->
         f"{format_bytes(summary['adapter_bytes'])}, peak memory {format_bytes(summary['peak_bytes'])}",
         markup=False,
     )
-    base_loss, best_loss = summary["base_validation_loss"], summary["best_validation_loss"]
-    if base_loss is not None and best_loss is not None and best_loss >= base_loss:
-        talk.print(f"warning: the validation loss never fell below {base_loss:.4f}, where it began", markup=False)
+    if validated and summary["better_than_start"] is False:
+        talk.print(f"warning: {_no_better(summary)}", markup=False, soft_wrap=True)
     if validated and summary["best_step"] != summary["steps"]:
         step, name = summary["steps"], "it"
         if summary["kept_step"] == step:
             step, name = summary["best_step"], "the best"
         other = folder / "checkpoints" / f"{step:08d}"
-        also = f"; to ask {name} too: mlx-lora eval {other}" if other.is_dir() else ""
+        also = f"; to ask {name} too: mlx-lora eval {shlex.quote(str(other))}" if other.is_dir() else ""
         fact = "note: the last step's adapter was not the best in validation"
         talk.print(f"{fact}{also}", markup=False, soft_wrap=True)
     print_loss_curve(folder)
-    talk.print(f"next:\n  mlx-lora eval {folder} --base\n  mlx-lora chat {folder}", markup=False, soft_wrap=True)
+    name = shlex.quote(str(folder))
+    talk.print(f"next:\n  mlx-lora eval {name} --base\n  mlx-lora chat {name}", markup=False, soft_wrap=True)
+
+
+def _no_better(summary: dict[str, Any]) -> str:
+    """In what the best validation is not better than the one before the first step."""
+    base_loss = summary["base_validation_loss"]
+    if summary["best_validation_loss"] >= base_loss:
+        return f"the validation loss never fell below {base_loss:.4f}, where it began"
+    before, after = summary["base_validation_right"], summary["best_validation_right"]
+    rows = f"{before} of {summary['validation_rows']} validation rows"
+    return f"{rows} were right at step 0, and {after} at step {summary['best_step']}"

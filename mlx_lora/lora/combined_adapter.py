@@ -87,6 +87,16 @@ def different_prompts(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in _PROMPTS if any(one.get(name) != facts[0].get(name) for one in facts[1:])]
 
 
+def kept_from(adapters: Sequence[AdapterFolder], name: str) -> AdapterFolder:
+    """The adapter whose fact `name` the result keeps: of how prompts are written the first one's, where it tells.
+
+    Of the base, and of what the first does not tell, that of the first one that knows its base.
+    """
+    if name in _PROMPTS and name in adapters[0].facts:
+        return adapters[0]
+    return next((one for one in adapters if one.facts.get("identity")), adapters[0])
+
+
 def save_combined(folder: Path, adapters: Sequence[AdapterFolder], recipe: Recipe, combined: Combined) -> None:
     """Write the result as an adapter of its own into `folder`. Raises: MlxLoraError."""
     found = as_adapter(adapters, recipe, combined)
@@ -100,9 +110,8 @@ def as_adapter(adapters: Sequence[AdapterFolder], recipe: Recipe, combined: Comb
         tensors |= write_factors(path, factors)
     shape = {"rank": combined.rank, "scale": 1.0, "dropout": 0.0}
     num_layers, keys = _places(adapters, combined)
-    origin = next((one for one in adapters if one.facts.get("identity")), adapters[0])
-    facts = {name: origin.facts[name] for name in _ORIGIN if name in origin.facts}
-    facts |= {name: adapters[0].facts[name] for name in _PROMPTS if name in adapters[0].facts}
+    found = ((name, kept_from(adapters, name).facts) for name in _ORIGIN)
+    facts = {name: own[name] for name, own in found if name in own}
     lora = {"method": "lora", "rank": combined.rank, "alpha": float(combined.rank), "use_rslora": False, "dropout": 0.0}
     merged = {
         "method": recipe.method,

@@ -102,7 +102,7 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, mx.array]]) -> int:
     def flush() -> None:
         nonlocal shard, shard_bytes, count
         count += 1
-        mx.save_safetensors(str(folder / f"shard-{count}.safetensors"), shard, {"format": "mlx"})
+        _save(folder / f"shard-{count}.safetensors", shard)
         shard, shard_bytes = {}, 0
 
     for name, value in tensors:
@@ -126,6 +126,18 @@ def _write_shards(folder: Path, tensors: Iterator[tuple[str, mx.array]]) -> int:
     }
     _write_json(folder / "model.safetensors.index.json", index)
     return total
+
+
+def _save(path: Path, tensors: dict[str, mx.array]) -> None:
+    """Raises: OSError where the disk does not take them."""
+    try:
+        mx.save_safetensors(str(path), tensors, {"format": "mlx"})
+    except RuntimeError:  # says only that it could not write: what the disk says to one more MiB tells why
+        with path.open("ab", buffering=0) as file:
+            left = 2**20
+            while left:
+                left -= file.write(bytes(left))
+        raise
 
 
 def _write_config(folder: Path, source: Path, config: dict[str, Any], attempt: Attempt) -> None:

@@ -39,6 +39,8 @@ class Progress:
     best_right: str = ""  # which validation rows came out right then: bits, as hexadecimal digits
     validations_without_gain: int = 0
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    most_right: str = ""  # the same of the best so far that had the most of them; "" in what an earlier version wrote
+    base_right: str = ""  # as best_right, before the first step; "" in what an earlier version wrote
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ class Checkpoint:
         optimizer_state = _nested(_read(self.path / "optimizer.safetensors"))
         mx.eval(parameters, optimizer_state)  # read now: the file may be removed by the next save
         return parameters, optimizer_state
+
+    def adapter_step(self) -> int | None:
+        """The step of the adapter that `restore_best` puts back; None where there is none."""
+        path = self.path / _BEST / CONFIG_FILE
+        if not path.is_file():
+            return None
+        step = json.loads(path.read_text(encoding="utf-8")).get("mlx_lora", {}).get("step")
+        return step if isinstance(step, int) else None
 
     def restore_best(self, folder: Path) -> list[str]:
         """Put the best adapter of this point into `folder` where it is missing or another; return the files' names."""
@@ -97,6 +107,15 @@ def save_checkpoint(
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     return sorted(path for path in folder.glob("[0-9]*") if path.name.isdigit() and path.is_dir())
+
+
+def read_checkpoint(folder: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of `step`; None where there is none, or it is damaged."""
+    path = folder / f"{step:08d}"
+    try:
+        return Checkpoint(path, _check(path))
+    except (MlxLoraError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def find_checkpoint(folder: Path) -> Checkpoint:

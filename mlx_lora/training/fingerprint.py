@@ -68,8 +68,8 @@ def build_fingerprint(
 ) -> dict[str, Any]:
     """What must be the same when the run goes on, but for `engine_parts`.
 
-    data: hashes of the rows by split, and of the listed replay prompts. start: of the adapter that the run started
-    from, where it did from one.
+    data: hashes of the rows by split, and of the listed replay prompts; how many more the base was to write.
+    start: of the adapter that the run started from, where it did from one.
     """
     taught = [row for row in session.train_set if row.expected is None]
     return {
@@ -102,6 +102,8 @@ def find_differences(
     found = []
     if "engine" not in now:  # not decided yet
         then = {name: part for name, part in then.items() if name != "engine"}
+    if "replay_written" not in then.get("data", {}):  # an earlier version did not tell
+        now = {**now, "data": {name: part for name, part in now.get("data", {}).items() if name != "replay_written"}}
     for place, old, new in _differing(then, now, ""):
         safe = next((why for name, why in SAFE.items() if place == name or place.startswith(f"{name}.")), None)
         if place == TOTAL_STEPS and _same_rates(old, new, step, optimizer):

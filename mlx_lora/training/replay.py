@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -113,7 +114,7 @@ def _read(path: Path) -> list[BaseAnswer] | None:
             lengths, ended, answers, tokens, shares = (
                 kept[name] for name in ("lengths", "ended", "answers", "tokens", "shares")
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None
     stops = np.cumsum(lengths)
     return [

@@ -42,7 +42,7 @@ from mlx_lora.training.parts import (
 from mlx_lora.training.stepper import Stepper
 from mlx_lora.training.storefolder import BUDGET_BYTES, make_room
 from mlx_lora.training.trainable import Trainable
-from mlx_lora.training.validation import Validation, is_better, packed, unpacked, validate
+from mlx_lora.training.validation import Validation, is_best, most_right, packed, validate
 
 _LEAST_CACHE = 32 * 2**20  # bytes of freed arrays: what MLX keeps on a CPU by itself
 _CPU_SHARE = 10  # on a CPU the heap keeps freed memory too (model/cpu.py): of what a step takes, so little is enough
@@ -97,9 +97,9 @@ class Session:
         """Remember a validation; True when it is the best so far. Raises: TrainingError when it is not finite."""
         self.require_finite(found.nats)
         kept = self.progress
-        right = unpacked(kept.best_right, len(self.valid_set))
-        best = kept.best_loss is None or is_better(found, kept.best_loss, right)
+        best = is_best(found, kept)
         if best:
+            kept.most_right = most_right(found, kept)
             kept.best_loss, kept.best_step, kept.best_right = found.nats, kept.step, packed(found.right)
             kept.validations_without_gain = 0
         else:

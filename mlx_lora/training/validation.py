@@ -9,6 +9,7 @@ import numpy as np
 from mlx_lora.dataset.batches import collate, plan_validation
 from mlx_lora.dataset.examples import Example
 from mlx_lora.statistics import sign_test
+from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.distributed import Group
 from mlx_lora.training.engine import Engine
 from mlx_lora.training.frozen import FrozenStore
@@ -52,11 +53,48 @@ def is_better(found: Validation, nats: float, right: Sequence[bool]) -> bool:
     It is where more rows are right than chance explains, and is not where so many fewer are. Otherwise the lower loss
     is better: it says more of long answers, but a few that a model is wrong and sure of can outweigh all others.
     """
-    gained = sum(now and not was for was, now in zip(right, found.right, strict=True))
-    lost = sum(was and not now for was, now in zip(right, found.right, strict=True))
-    if sign_test(gained, lost) < _BY_CHANCE:
-        return gained > lost
-    return found.nats < nats
+    more = _more_right(found.right, right)
+    return more > 0 if more else found.nats < nats
+
+
+def is_best(found: Validation, progress: Progress) -> bool:
+    """Whether `found` is better than the best so far, and has not fewer rows right than one before it had.
+
+    Without that, a falling loss could give away a few rows at each validation, and most of them in the end.
+    """
+    if progress.best_loss is None:
+        return True
+    best, most = (unpacked(digits, len(found.right)) for digits in (progress.best_right, _most_right(progress)))
+    return is_better(found, progress.best_loss, best) and _more_right(found.right, most) >= 0
+
+
+def most_right(found: Validation, progress: Progress) -> str:
+    """The right rows, packed, of `found` or of the best before it that had the most of them."""
+    most = _most_right(progress)
+    return most if most and sum(unpacked(most, len(found.right))) > sum(found.right) else packed(found.right)
+
+
+def _most_right(progress: Progress) -> str:
+    return progress.most_right or progress.best_right
+
+
+def _more_right(now: Sequence[bool], before: Sequence[bool]) -> int:
+    """1 where more rows are right now than chance explains, -1 where so many fewer are, else 0."""
+    pairs = list(zip(now, before, strict=True))
+    gained, lost = pairs.count((True, False)), pairs.count((False, True))
+    return 0 if sign_test(gained, lost) >= _BY_CHANCE else 1 if gained > lost else -1
+
+
+def better_than_start(found: Validation, progress: Progress) -> bool:
+    """Whether `found` is better than the validation before the first step; where its right rows are not known, by loss.
+
+    True where there was none.
+    """
+    if progress.base_loss is None:
+        return True
+    if not progress.base_right:
+        return found.nats < progress.base_loss
+    return is_better(found, progress.base_loss, unpacked(progress.base_right, len(found.right)))
 
 
 def packed(right: Sequence[bool]) -> str:

@@ -103,9 +103,12 @@ def exploding_gradients(steps: Sequence[Seen]) -> str | None:
 
 
 def turning_validation(
-    validations: Sequence[tuple[int, float]], steps: Sequence[Seen], *, keeps_best: bool = True
+    validations: Sequence[tuple[int, float]], steps: Sequence[Seen], *, keeps_best: bool = True, kept: int = 0
 ) -> str | None:
-    """A validation loss that has risen twice in a row since its best. validations: (step, loss), not the base's."""
+    """A validation loss that has risen twice in a row since its best. validations: (step, loss), not the base's.
+
+    kept: the step of the validation that the run calls its best, 0 where that is not known.
+    """
     if len(validations) < 3:
         return None
     best_step, best = min(validations, key=lambda validation: validation[1])
@@ -116,10 +119,10 @@ def turning_validation(
     falls = bool(then) and fmean(_losses(steps[-10:])) < fmean(then)
     risen = f"the validation loss rises: {best:.4f} at step {best_step}, {before:.4f}, {now:.4f} at step {step}"
     if falls:
-        kept = "is kept" if keeps_best else "would be kept with train.final_adapter: best"
+        fate = "is kept" if keeps_best else "would be kept with train.final_adapter: best"
         return (
-            f"{risen}, while the training loss falls: over-fitting. The adapter of step {best_step} {kept}; fewer "
-            "epochs, more rows or a lower rank help, and train.early_stopping_patience stops by itself"
+            f"{risen}, while the training loss falls: over-fitting. The adapter of step {kept or best_step} {fate}; "
+            "fewer epochs, more rows or a lower rank help, and train.early_stopping_patience stops by itself"
         )
     return f"{risen}, and the training loss with it: lower optimizer.learning_rate"
 
@@ -178,7 +181,8 @@ class Watch:
             return []
         keeps_best = self._config.train.final_adapter == "best"
         return self._once(
-            "validation", lambda: turning_validation(self._validations, self._steps, keeps_best=keeps_best)
+            "validation",
+            lambda: turning_validation(self._validations, self._steps, keeps_best=keeps_best, kept=self._kept),
         )
 
     def _still(self) -> str | None:

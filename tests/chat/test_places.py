@@ -1,6 +1,8 @@
 """Where adapters are found, and where rows and the history go."""
 
+import fcntl
 import json
+import resource
 import stat
 from pathlib import Path
 
@@ -120,6 +122,33 @@ def test_any_text_survives_in_one_line(content: str, tmp_path_factory: pytest.Te
     path = tmp_path_factory.mktemp("rows") / "chats.jsonl"
     append_row(path, {"messages": content})
     assert [json.loads(line)["messages"] for line in path.read_bytes().splitlines()] == [content]
+
+
+@pytest.mark.parametrize("size", [10, 100_000])  # within a buffer, and beyond
+def test_nothing_is_left_of_a_row_that_the_disk_takes_only_a_part_of(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "chats.jsonl"
+    append_row(path, ROW)
+    before = path.read_bytes()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limit[1]))
+    try:
+        with pytest.raises(MlxLoraError, match=r"chats\.jsonl: File too large"):
+            append_row(path, {"messages": "x" * size})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert path.read_bytes() == before
+    assert append_row(path, ROW) == 2
+
+
+def test_on_a_mac_a_saved_row_reaches_the_disk_and_not_its_cache_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", lambda descriptor, call: flushed.append(call))
+    append_row(tmp_path / "chats.jsonl", ROW)
+    append_row(tmp_path / "chats.jsonl", ROW)
+    assert flushed == [51, 51]
 
 
 def test_rows_go_into_jsonl_files_only(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`mlx-lora adapters`: the list, all facts of one, differences, removal, and merges that are used afterwards."""
 
+import errno
 import json
 import os
 import re
@@ -240,6 +241,34 @@ def test_a_merged_adapter_whose_file_was_edited_is_shown_all_the_same(shelf, tmp
         capsys.readouterr()
         run_adapters_show(str(tmp_path / "both"))
         assert re.search(rf"merged from +{re.escape(told)}$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_run_file_that_cannot_be_read_is_named_by_a_comparison(shelf, tmp_path, monkeypatch):
+    _copy(shelf / "a", mine := tmp_path / "mine")
+    (mine / "run.yaml").write_text("model: base\n")
+    read = Path.read_text
+
+    def refused(path, *args, **settings):
+        if path == mine / "run.yaml":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return read(path, *args, **settings)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    with pytest.raises(AdapterError) as caught:
+        run_adapters_diff(str(shelf / "b"), str(mine))
+    assert str(caught.value.message) == f"{mine / 'run.yaml'}: Permission denied"
+
+
+def test_a_merge_says_whose_system_prompt_it_has_kept(shelf, tmp_path, capsys):
+    _copy(shelf / "a", bare := tmp_path / "of-mlx-lm")  # which tells nothing of prompts
+    config = json.loads((bare / "adapter_config.json").read_text())
+    del config["mlx_lora"]
+    (bare / "adapter_config.json").write_text(json.dumps(config))
+    for first, kept, text in ((bare, shelf / "b", "S2"), (shelf / "a", shelf / "a", "S1")):
+        run_adapters_merge([str(first), str(shelf / "b")], tmp_path / text)
+        said = f"note: system_prompt differs between them: that of {kept} is kept\n"
+        assert said in capsys.readouterr().err
+        assert json.loads((tmp_path / text / "adapter_config.json").read_text())["mlx_lora"]["system_prompt"] == text
 
 
 def test_a_merge_goes_where_the_home_folder_leads(shelf, tmp_path, monkeypatch):

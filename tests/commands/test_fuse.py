@@ -1,7 +1,9 @@
 """`mlx-lora fuse`: what it writes, who can load it, and that a lost fine-tune is never kept."""
 
 import json
+import os
 import re
+import resource
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -501,3 +503,19 @@ def test_code_and_pickles_of_the_bases_folder_are_not_copied(tmp_path, capsys):
     written = {path.name for path in (tmp_path / "fused").iterdir()}
     assert "LICENSE" in written
     assert not written & {"modeling_x.py", "pytorch_model.bin", "notes.md"}
+
+
+def test_a_disk_that_has_no_room_for_the_model_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    adapter, _ = _adapter(tmp_path, LARGE)
+    (tmp_path / "out").mkdir()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        with pytest.raises(MlxLoraError) as caught:
+            run_fuse([adapter], tmp_path / "out" / "fused")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert caught.value.message.endswith(": File too large")
+    assert str(tmp_path / "out") in caught.value.message
+    assert "ulimit -f" in str(caught.value.hint)
+    assert os.listdir(tmp_path / "out") == []

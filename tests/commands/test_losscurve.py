@@ -103,7 +103,7 @@ def test_the_summary_of_a_run_draws_it_before_what_is_next(monkeypatch, folder):
         "best_step": 6,
         "kept_step": 6,
     }
-    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5}
+    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5, "better_than_start": True}
     trainsummary.print_summary(summary, folder, "mlx-lora train run.yaml --resume")
     printed = console.file.getvalue()
     assert 0 <= printed.index("6 steps in 0:12") < printed.index("loss, nats a token") < printed.index("next:")
@@ -114,11 +114,23 @@ def test_the_summary_names_the_last_steps_adapter_where_an_earlier_one_was_kept(
     last = tmp_path / "checkpoints/00000006"
     last.mkdir(parents=True)
     summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1}
-    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5, "best_step": best, "kept_step": best}
+    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5, "better_than_start": True}
+    summary |= {"best_step": best, "kept_step": best}
     trainsummary.print_summary(summary, tmp_path, "mlx-lora train run.yaml --resume")
     shown = capsys.readouterr().err
     assert f"kept step {best}" in shown
     assert (f"to ask it too: mlx-lora eval {last}\n" in shown) is (best == 3)
+
+
+def test_the_commands_that_the_summary_names_can_be_pasted(capsys, tmp_path):
+    folder = tmp_path / "my run"
+    (folder / "checkpoints/00000006").mkdir(parents=True)
+    summary = {"ended_by": "steps", "steps": 6, "seconds": 12.0, "adapter_bytes": 1, "peak_bytes": 1, "best_step": 3}
+    summary |= {"base_validation_loss": 5.0, "best_validation_loss": 0.5, "better_than_start": True, "kept_step": 3}
+    trainsummary.print_summary(summary, folder, "mlx-lora train run.yaml --resume")
+    shown = capsys.readouterr().err
+    assert f"to ask it too: mlx-lora eval '{folder}/checkpoints/00000006'\n" in shown
+    assert f"next:\n  mlx-lora eval '{folder}' --base\n  mlx-lora chat '{folder}'\n" in shown
 
 
 def test_too_few_steps_make_no_curve(monkeypatch, tmp_path):

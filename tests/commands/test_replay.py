@@ -10,10 +10,12 @@ import pytest
 
 from mlx_lora.commands.check import run_check
 from mlx_lora.commands.train import run_train
+from mlx_lora.config import OptimizerSettings
 from mlx_lora.dataset import replay as built_in
 from mlx_lora.errors import DataError, TrainingError
 from mlx_lora.runfile import load_config
 from mlx_lora.training import replay
+from mlx_lora.training.fingerprint import find_differences
 from tests.commands.test_train import events, interrupted_after
 
 
@@ -138,6 +140,25 @@ def test_the_base_writes_what_the_built_in_prompts_lack(run_file, tmp_path, monk
     assert run_train(path, resume=True) == 0
     resumed, whole = ((tmp_path / folder / "adapters.safetensors").read_bytes() for folder in ("run", "whole"))
     assert resumed == whole
+
+
+def test_a_longer_run_that_rehearses_other_prompts_is_not_taken_for_the_same(run_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(built_in, "BUILTIN_PROMPTS", tmp_path / "few.txt")
+    (tmp_path / "few.txt").write_text("Who was Otto?\nName a bird or two.\n")
+    path = run_file(data={"replay": 0.6}, optimizer={"schedule": "constant", "warmup_ratio": 0.0})
+    assert run_train(path) == 0
+    with pytest.raises(TrainingError) as refused:
+        run_train(path, ["train.epochs=5"], resume=True, force=True)
+    places = [line.split(": was")[0].strip() for line in refused.value.message.splitlines()[1:]]
+    assert places == ["data.replay", "data.replay_written", "total_steps"]
+    assert "  data.replay_written: was '25', is '43'\n" in refused.value.message
+
+
+def test_a_checkpoint_that_does_not_tell_how_many_prompts_were_written_is_not_another_run():
+    then, now = {"data": {"replay": "a"}}, {"data": {"replay": "a", "replay_written": "25"}}
+    assert find_differences(then, now, 1, OptimizerSettings()) == []
+    (found,) = find_differences(now, {"data": {"replay": "a", "replay_written": "0"}}, 1, OptimizerSettings())
+    assert str(found) == "data.replay_written: was '25', is '0'"
 
 
 def test_the_engine_and_the_plain_way_rehearse_alike(rehearse, tmp_path, capsys):

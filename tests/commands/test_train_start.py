@@ -13,8 +13,9 @@ from mlx_lora.commands.train import run_train
 from mlx_lora.commands.trainloop import validation_mark
 from mlx_lora.errors import AdapterError, ConfigError, TrainingError
 from mlx_lora.files import sha256_file
+from mlx_lora.training.checkpoint import Progress
 from mlx_lora.training.session import Session
-from mlx_lora.training.validation import Validation
+from mlx_lora.training.validation import Validation, better_than_start
 from tests.commands.test_train import events, interrupted_after
 from tests.tiny import save_tiny_folder
 
@@ -74,7 +75,9 @@ def test_other_prompts_than_it_was_trained_with_are_said(first, run_file, tmp_pa
     ],
 )
 def test_what_is_said_of_a_validation_that_began_at_a_loss_of_two_tenths(best, keeps, loss, said):
-    assert validation_mark(best, keeps, loss, 0.2) == said
+    for right in ("", "00"):  # of a checkpoint that does not know them, and of one that had none
+        began = Progress(base_loss=0.2, base_right=right)
+        assert validation_mark(best, keeps, better_than_start(Validation(loss, (False,) * 8), began)) == said
 
 
 @pytest.mark.parametrize(("final", "kept", "asked"), [("best", 3, "it too: .*00000009"), ("last", 9, "the best too: ")])

@@ -89,6 +89,19 @@ def test_a_second_run_finds_the_answers_without_asking(tmp_path):
     assert same(again, first)
 
 
+@pytest.mark.parametrize(("place", "bit"), [(6, 6), (8, 0), (8, 6), (10, 0)])
+def test_a_flipped_bit_in_what_was_kept_has_the_base_asked_anew(tmp_path, place, bit):
+    """zipfile says of them: a newer version, a password, a strong encryption, an unknown compression."""
+    first = answered(tmp_path)
+    (kept,) = tmp_path.iterdir()
+    content = bytearray(kept.read_bytes())
+    content[content.index(b"PK\x01\x02") + place] ^= 1 << bit
+    kept.write_bytes(content)
+    assert same(answered(tmp_path), first)
+    (again,) = answer_prompts(None, Ends(160), PROMPTS, "base", tmp_path, never)
+    assert same(again, first)
+
+
 def test_a_cache_that_cannot_be_written_costs_only_the_next_run(tmp_path):
     (tmp_path / "file").write_text("in the way")
     said = []

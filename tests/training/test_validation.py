@@ -104,6 +104,18 @@ def test_a_run_keeps_the_adapter_with_more_rows_right_and_not_the_one_with_the_l
     assert (run.progress.best_step, run.progress.best_loss, run.progress.validations_without_gain) == (3, 0.45, 2)
 
 
+def test_rows_that_are_lost_a_few_at_a_time_are_lost_all_the_same():
+    """Each of the first four loses no more than chance explains against the one before; in all it is two thirds."""
+    run = SimpleNamespace(progress=Progress(), valid_set=range(20), require_finite=lambda loss: None)
+    kept = []
+    for step, (nats, right) in enumerate([(0.9, 18), (0.8, 14), (0.7, 10), (0.6, 6), (0.5, 13)], start=1):
+        run.progress.step = step
+        kept.append(Session.note_validation(run, Validation(nats, (True,) * right + (False,) * (20 - right))))
+    assert kept == [True, True, False, False, True]
+    assert (run.progress.best_step, sum(unpacked(run.progress.best_right, 20))) == (5, 13)
+    assert sum(unpacked(run.progress.most_right, 20)) == 18
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_right_rows_come_back_from_a_checkpoint(right):
     assert unpacked(packed(right), len(right)) == tuple(right)

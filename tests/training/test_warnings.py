@@ -216,6 +216,16 @@ def test_a_loss_that_rises_while_more_rows_come_out_right_is_no_over_fitting():
     assert [line.split(":")[0] for line in said] == ["the validation loss rises"]
 
 
+def test_a_rising_loss_names_the_adapter_that_is_kept_where_a_lower_loss_had_fewer_rows_right():
+    over = watch()
+    said = [line for step in steps_of([3.0 - step / 50 for step in range(100)]) for line in over.step(step)]
+    losses = {20: 2.0, 40: 1.5, 60: 1.6, 80: 1.7}  # after step 40 fewer rows came out right than after step 20
+    said += [line for step, loss in losses.items() for line in over.validation(step, loss, kept=step == 20)]
+    assert len(said) == 1
+    assert said[0].startswith("the validation loss rises: 1.5000 at step 40, 1.6000, 1.7000 at step 80, while")
+    assert "over-fitting. The adapter of step 20 is kept;" in said[0]
+
+
 def test_each_warning_comes_once():
     over = watch(learning_rate=1e-7)
     said = over.start() + over.start() + sick(over)
