@@ -67,6 +67,9 @@ def _message(value: Any, number: int) -> Message:
         shown_flag = json.dumps(message[untrained], default=str)[:60]
         fact = f'message {number} has "{untrained}" {shown_flag}: here every assistant turn is trained'
         raise RowError(fact, f"remove the {untrained}, or the turns that shall not be trained")
+    if message.get("train_detail"):  # axolotl's, of parts of a turn
+        fact = f'message {number} has "train_detail": here whole assistant turns are trained'
+        raise RowError(fact, "remove it, or the turns that shall not be trained")
     calls = _tool_calls(message.pop("tool_calls", []), number)
     where = f"message {number} ({role})"
     content = _content(message.get("content"), where)
@@ -107,6 +110,7 @@ def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
     arguments = function.get("arguments")
     if arguments is None or arguments == "":  # of a function without parameters
         arguments = {}
+    columns = not isinstance(arguments, str)  # of a data set, which fill absent arguments with null; a text has its own
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -116,8 +120,8 @@ def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
         refuse_untypable(arguments, MOST_LEVELS)
     if not isinstance(arguments, Mapping):
         raise RowError(f"message {number} has a tool call whose arguments are {kind_of(arguments)}, expected an object")
-    # A data set's columns fill absent arguments with null.
-    completed = {**function, "arguments": {key: item for key, item in arguments.items() if item is not None}}
+    given = {key: item for key, item in arguments.items() if not (columns and item is None)}
+    completed = {**function, "arguments": given}
     return {**call, "function": completed} if "function" in call else completed
 
 

@@ -73,7 +73,22 @@ def _read_sharegpt(row: Row) -> dict[str, Any]:
 
 
 def _read_completion(row: Row) -> dict[str, Any]:
+    if isinstance(row["prompt"], list | tuple) and isinstance(row["completion"], list | tuple):
+        return {"messages": _read_turns(row)}
     return {"messages": system_of(row) + exchange(text_of(row, "prompt"), text_of(row, "completion"))}
+
+
+def _read_turns(row: Row) -> tuple[Message, ...]:
+    """TRL's conversational prompt/completion: two lists of messages, of which it trains the second."""
+    messages = messages_of([*row["prompt"], *row["completion"]], "prompt and completion")
+    asked = messages[: len(row["prompt"])]
+    said = next((n for n, message in enumerate(asked, 1) if message["role"] == "assistant"), None)
+    if said is not None:
+        fact = f"message {said} of the prompt is an assistant's: here every assistant turn is trained"
+        raise RowError(fact, 'write the row as "messages" if it shall be, or leave the turn out')
+    if not any(message["role"] == "user" for message in asked):
+        raise RowError('no message of the "prompt" has the role user', "the prompt ends with what is asked")
+    return system_of(row, messages) + messages
 
 
 def _read_question(row: Row) -> dict[str, Any]:

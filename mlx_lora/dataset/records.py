@@ -111,7 +111,11 @@ def _near_hint(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"there is no folder {folder} either; paths count from the folder you are in"
-    near_names = difflib.get_close_matches(path.name, [file.name for file in folder.iterdir()], n=1)
+    try:
+        names = [file.name for file in folder.iterdir()]
+    except OSError as error:
+        return f"{folder} cannot be read ({error.strerror})"
+    near_names = difflib.get_close_matches(path.name, names, n=1)
     if near_names:
         return f"did you mean {folder / near_names[0]}?"
     return f"look into {folder}; paths count from the folder you are in"

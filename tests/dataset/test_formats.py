@@ -237,6 +237,46 @@ def test_a_turn_that_shall_not_be_trained_is_refused(key: str, turns: str) -> No
     assert record_from_row({turns: marked}, "").question == "Who won?"
 
 
+@pytest.mark.parametrize("turns", ["messages", "conversations"])
+def test_a_turn_of_which_parts_shall_not_be_trained_is_refused(turns: str) -> None:
+    detail = [{"begin_offset": 0, "end_offset": 2, "train": False}]
+    fault = fault_of({turns: [ASKED, {**SAID, "train_detail": detail}]})
+    assert fault == 'message 2 has "train_detail": here whole assistant turns are trained'
+    assert record_from_row({turns: [ASKED, {**SAID, "train_detail": []}]}, "").question == "Who won?"
+
+
+SYSTEM = {"role": "system", "content": "S"}
+
+
+def test_a_prompt_and_a_completion_of_messages_are_one_conversation() -> None:
+    """TRL's conversational prompt/completion was refused, with a hint at formats that it nearly has."""
+    record = record_from_row({"prompt": [SYSTEM, ASKED], "completion": [SAID]}, "f.jsonl:1")
+    assert record.messages == (SYSTEM, ASKED, SAID)
+    assert (record.format, record.answers, record.unread) == ("prompt/completion", ("Paris.",), ())
+    assert record_from_row({"prompt": [ASKED], "completion": [SAID], "system": "S"}, "").messages[0] == SYSTEM
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "fault"),
+    [
+        (
+            [ASKED, SAID, ASKED],
+            [SAID],
+            "message 2 of the prompt is an assistant's: here every assistant turn is trained",
+        ),
+        ([SYSTEM], [ASKED, SAID], 'no message of the "prompt" has the role user'),
+        ([ASKED], [], 'last message has role "user", expected "assistant"'),
+        ([], [], '"prompt and completion" is empty'),
+        ([ASKED], "Paris.", '"prompt" is a list, expected text'),
+        ("Who won?", [SAID], '"completion" is a list, expected text'),
+    ],
+)
+def test_a_prompt_and_a_completion_that_are_no_conversation_are_refused(
+    prompt: object, completion: object, fault: str
+) -> None:
+    assert fault_of({"prompt": prompt, "completion": completion}) == fault
+
+
 def test_sharegpt_speakers_become_roles() -> None:
     turns = [("system", "S"), ("human", "Q"), ("gpt", "A"), ("observation", "T"), ("chatgpt", "B")]
     row = {"conversations": [{"from": speaker, "value": value} for speaker, value in turns]}
@@ -290,6 +330,16 @@ def test_tool_arguments_written_as_json_text_become_objects() -> None:
     assert record.messages[1]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
     assert record.messages[1]["content"] == ""
     assert record.tools == ({"type": "function"},)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"), [('{"a": 1, "b": null}', {"a": 1, "b": None}), ({"a": 1, "b": None}, {"a": 1})]
+)
+def test_a_null_that_the_text_of_arguments_has_is_kept(arguments: object, kept: dict[str, object]) -> None:
+    """Columns of a data set fill what is absent with null, texts do not: there it was written."""
+    call = {"type": "function", "function": {"name": "add", "arguments": arguments}}
+    row = {"messages": [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    assert record_from_row(row, "").messages[1]["tool_calls"][0]["function"]["arguments"] == kept
 
 
 @pytest.mark.parametrize("arguments", ["", None, {}, "{}"])

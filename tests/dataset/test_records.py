@@ -196,6 +196,16 @@ def test_a_missing_file_gets_a_near_name(tmp_path: Path) -> None:
     assert error.hint == f"did you mean {tmp_path}/train.jsonl?"
 
 
+def test_a_missing_file_of_a_folder_that_cannot_be_listed_is_named_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert fault_of(f"{tmp_path}/train.jsonl").hint == f"{tmp_path} cannot be read (Permission denied)"
+
+
 def test_another_kind_of_file_is_named(tmp_path: Path) -> None:
     source = write(tmp_path, "a.parquet", "PAR1")
     error = fault_of(source)
