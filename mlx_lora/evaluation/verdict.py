@@ -174,10 +174,14 @@ def _is_broken(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredA
 
 def _likelihood(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer]) -> str:
     """How the adapter finds the right answers beside the base, where chance does not explain it; else nothing."""
-    moved = [two.reference_nats - one.reference_nats for one, two in zip(base_rows, adapter_rows, strict=True)]
-    enough = [_SAME_NATS * row.reference_tokens for row in base_rows]
-    better = sum(by < -least for by, least in zip(moved, enough, strict=True))
-    worse = sum(by > least or math.isnan(by) for by, least in zip(moved, enough, strict=True))
+    moved: dict[str | int, float] = {}
+    enough: dict[str | int, float] = {}
+    for place, (one, two) in enumerate(zip(base_rows, adapter_rows, strict=True)):
+        fact = place if one.fact is None else one.fact  # forms of a fact are no independent trials
+        moved[fact] = moved.get(fact, 0.0) + two.reference_nats - one.reference_nats
+        enough[fact] = enough.get(fact, 0.0) + _SAME_NATS * one.reference_tokens
+    better = sum(by < -enough[fact] for fact, by in moved.items())
+    worse = sum(by > enough[fact] or math.isnan(by) for fact, by in moved.items())
     return "" if sign_test(better, worse) >= ALPHA else "likelier" if better > worse else "less likely"
 
 

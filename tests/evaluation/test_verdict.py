@@ -195,6 +195,20 @@ def _facts(answers: dict[str, list[str]]) -> list[ScoredAnswer]:
     ]
 
 
+@pytest.mark.parametrize(
+    ("facts", "told"), [(5, ""), (6, "the right answers are likelier: perplexity 1.28 against 2.72")]
+)
+def test_likelihoods_count_a_fact_in_several_forms_once(facts: int, told: str) -> None:
+    """Twenty questions that became likelier were told as more than chance, though they asked for five facts."""
+    base = _facts({f"fact {n}": ["wrong"] * 4 for n in range(facts)})
+    said = [row("still wrong", question=one.question, fact=one.fact, nats=0.5) for one in base]
+    comparison = compare(base, said, "exact_match")
+    assert comparison.kind == "no difference"
+    assert comparison.sentence.endswith(
+        "no difference that chance would not explain" + (f", but {told}" if told else "")
+    )
+
+
 def test_forms_of_a_fact_are_counted_as_one_trial_beside_the_test_of_the_questions() -> None:
     """Three facts in four forms each: twelve questions fixed are no chance, three facts may well be."""
     base = _facts({name: ["wrong"] * 4 for name in "abc"})
