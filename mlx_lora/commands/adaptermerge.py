@@ -15,6 +15,7 @@ from mlx_lora.files import refuse_unwritable, typed_path, whole_folder
 from mlx_lora.screen import RowsBar, format_bytes
 
 if TYPE_CHECKING:
+    from mlx_lora.lora.adapter import AdapterFolder
     from mlx_lora.lora.combine import Combined, Recipe
 
 
@@ -41,7 +42,7 @@ def run_adapters_merge(
     from mlx_lora.lora.adapter import read_adapter
     from mlx_lora.lora.adapter_config import WEIGHTS_FILE
     from mlx_lora.lora.combine import DENSITIES, Recipe
-    from mlx_lora.lora.combined_adapter import combine_adapters, different_prompts, kept_from, save_combined
+    from mlx_lora.lora.combined_adapter import combine_adapters, save_combined
 
     adapters = [read_adapter(folder) for folder in folders]
     chosen = DENSITIES.get(method, 1.0) if density is None else density
@@ -53,9 +54,7 @@ def run_adapters_merge(
             combined = combine_adapters(adapters, recipe, bar.show)
         save_combined(temporary, adapters, recipe, combined)
     size = (output / WEIGHTS_FILE).stat().st_size
-    for name in different_prompts([one.facts for one in adapters]):
-        kept = kept_from(adapters, name).folder
-        talk.print(f"note: {name} differs between them: that of {kept} is kept", markup=False, soft_wrap=True)
+    say_differing(adapters)
     talk.print(f"{as_mix(names, recipe.weights)}: {_lost(recipe, combined)}", markup=False, soft_wrap=True)
     talk.print(
         f"{output}: rank {combined.rank}, {len(combined.factors)} modules, {format_bytes(size)}; "
@@ -68,6 +67,15 @@ def run_adapters_merge(
         value = {"output": str(output), **facts, **asdict(recipe), "rank": combined.rank, "loss": asdict(combined.loss)}
         sys.stdout.write(json.dumps(value) + "\n")
     return 0
+
+
+def say_differing(adapters: "Sequence[AdapterFolder]") -> None:
+    """A note for each part of how prompts are written that is not the same in all, with whose is kept."""
+    from mlx_lora.lora.combined_adapter import different_prompts, kept_from
+
+    for name in different_prompts([one.facts for one in adapters]):
+        kept = kept_from(adapters, name).folder
+        talk.print(f"note: {name} differs between them: that of {kept} is kept", markup=False, soft_wrap=True)
 
 
 def parse_weights(text: str | None, count: int) -> tuple[float, ...]:

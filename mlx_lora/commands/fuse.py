@@ -98,10 +98,10 @@ def fidelity_table(reference: Reference, outcomes: Sequence[Outcome]) -> tuple[l
 def _read(adapters: Sequence[Path], weights: str | None, model: str | None, revision: str | None) -> Fusion:
     """The adapters as one, their exact sum where there are several, and the base."""
     from mlx_lora.chat.places import find_adapter
-    from mlx_lora.commands.adaptermerge import as_mix, parse_weights
+    from mlx_lora.commands.adaptermerge import as_mix, parse_weights, say_differing
     from mlx_lora.lora.adapter import read_adapter
     from mlx_lora.lora.combine import Recipe
-    from mlx_lora.lora.combined_adapter import as_adapter, combine_adapters, different_prompts
+    from mlx_lora.lora.combined_adapter import as_adapter, combine_adapters
     from mlx_lora.lora.rendering import choose_base, model_of, rendering_of
 
     folders = tuple(find_adapter(str(adapter)) for adapter in adapters)
@@ -111,8 +111,7 @@ def _read(adapters: Sequence[Path], weights: str | None, model: str | None, revi
         recipe = Recipe("linear", parse_weights(weights, len(read)))
         adapter = as_adapter(read, recipe, combine_adapters(read, recipe))
         talk.print(f"the weighted sum {as_mix(adapters, recipe.weights)}", markup=False, soft_wrap=True)
-        for name in different_prompts([one.facts for one in read]):
-            talk.print(f"note: {name} differs between them: that of {folders[0]} is kept", markup=False, soft_wrap=True)
+        say_differing(read)
     rendering = rendering_of(adapter.config, adapter.folder)
     name, chosen = choose_base(model, revision, lambda: model_of(adapter.config, adapter.folder))
     return Fusion(name, chosen, adapter, rendering, folders)

@@ -197,6 +197,21 @@ def test_several_adapters_are_fused_as_their_weighted_sum(tmp_path, capsys):
         run_fuse(folders, tmp_path / "again", weights="1")
 
 
+def test_a_sum_says_whose_system_prompt_it_goes_by(tmp_path, capsys):
+    """It named the first, also where the first (mlx-lm's) tells nothing of prompts, and the second's is kept."""
+    folders, _ = _two_adapters(tmp_path)
+    for folder, prompt in zip(folders, (None, "S2"), strict=True):
+        config = json.loads((folder / "adapter_config.json").read_text())
+        if prompt:
+            config["mlx_lora"]["system_prompt"] = prompt
+        else:
+            del config["mlx_lora"]
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+    run_fuse(folders, tmp_path / "fused", dequantize=True)
+    assert f"note: system_prompt differs between them: that of {folders[1]} is kept\n" in capsys.readouterr().err
+    assert "| system prompt | S2 |" in (tmp_path / "fused/README.md").read_text()
+
+
 def test_an_adapter_that_was_merged_of_two_is_fused_as_the_one_that_it_is(tmp_path, capsys):
     """Its card wanted as many folders as it was merged from, and the whole fused folder was thrown away."""
     folders, expected = _two_adapters(tmp_path)
