@@ -167,7 +167,7 @@ class RunConfig(Settings):
     """A whole run, resolved and valid: the only source of settings."""
 
     model: Name = Field(description="A built-in name, a Hugging Face id, a folder, or a llama's .gguf file.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a Hugging Face model.")
+    revision: Name | None = Field(None, description="Branch, tag or commit of a Hugging Face model.")
     compute: Literal["auto", "quantized", "float32", "float16", "bfloat16"] = Field(
         "auto", description="Weights while computing: auto keeps them as stored on a GPU and takes float32 on a CPU."
     )

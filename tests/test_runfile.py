@@ -152,6 +152,11 @@ def test_no_name_at_all_is_no_name_of_a_file(tmp_path: Path, name: str) -> None:
     assert (message.partition(": ")[2], hint) == (f'{name} should be text or null, not the text ""', "write null")
 
 
+def test_no_revision_is_written_null(tmp_path: Path) -> None:
+    message, hint = fault(tmp_path, SMALLEST + 'revision: ""\n')
+    assert (message.partition(": ")[2], hint) == ('revision should be text or null, not the text ""', "write null")
+
+
 def test_a_missing_setting_is_reported_at_the_line_of_its_section(tmp_path: Path) -> None:
     text = "model: m\noutput_dir: o\ntrain: {steps: 3}\ndata:\n  valid: v.jsonl\n"
     message, hint = fault(tmp_path, text)

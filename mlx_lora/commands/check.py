@@ -106,8 +106,9 @@ def _print_report(
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(_table(inspection, config))
+    steps = "1 step" if inspection.steps_per_epoch == 1 else f"{inspection.steps_per_epoch} steps"
     console.print(
-        f"{inspection.steps_per_epoch} steps an epoch, {inspection.steps} in all; "
+        f"{steps} an epoch, {inspection.steps} in all; "
         f"{inspection.padding_share:.1%} padding at batch size {config.train.batch_size}"
     )
     if inspection.replay_rows:

@@ -98,6 +98,11 @@ def test_json_is_one_object_with_everything(model: str, tmp_path: Path, capsys: 
     assert report["shown"][0]["text"].endswith("⟦Paris<|im_end|>⟧")
 
 
+def test_one_step_is_one(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_check(configuration(model, tmp_path, ROWS[:1]), json_output=False, show=0)
+    assert "1 step an epoch, 2 in all" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("json_output", [False, True])
 def test_rows_that_cannot_be_read_end_in_1(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], json_output: bool
