@@ -110,7 +110,6 @@ def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
     arguments = function.get("arguments")
     if arguments is None or arguments == "":  # of a function without parameters
         arguments = {}
-    columns = not isinstance(arguments, str)  # of a data set, which fill absent arguments with null; a text has its own
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
@@ -118,10 +117,11 @@ def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
             hint = 'arguments are an object, such as {"city": "Rome"}, or one as text'
             raise RowError(f"message {number} has a tool call whose arguments are not JSON", hint) from None
         refuse_untypable(arguments, MOST_LEVELS)
+    elif isinstance(arguments, Mapping):  # a data set's columns fill absent arguments with null; a text has its own
+        arguments = {key: item for key, item in arguments.items() if item is not None}
     if not isinstance(arguments, Mapping):
         raise RowError(f"message {number} has a tool call whose arguments are {kind_of(arguments)}, expected an object")
-    given = {key: item for key, item in arguments.items() if not (columns and item is None)}
-    completed = {**function, "arguments": given}
+    completed = {**function, "arguments": dict(arguments)}
     return {**call, "function": completed} if "function" in call else completed
 
 

@@ -11,7 +11,7 @@ from mlx_lora.dataset.hub import is_hub_name, iter_hub_rows
 from mlx_lora.dataset.record import Message, Record
 from mlx_lora.dataset.rows import SUFFIXES, RawRow, iter_rows
 from mlx_lora.errors import DataError
-from mlx_lora.files import typed_path
+from mlx_lora.files import named_errors, typed_path
 
 __all__ = ["Message", "Record", "read_records", "read_split_if_present"]
 
@@ -103,7 +103,7 @@ def _missing_split_hint(source: str, split: str) -> str:
     path = Path(source).expanduser()
     if not path.is_dir():
         return f"its splits should include one of {', '.join(_SPLIT_NAMES.get(split, (split,)))}"
-    found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or "nothing"
+    found = ", ".join(_names_in(path)[:8]) or "nothing"
     return f"expected {split}.jsonl, {split}.json or {split}.csv in the folder; it holds {found}"
 
 
@@ -111,11 +111,13 @@ def _near_hint(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"there is no folder {folder} either; paths count from the folder you are in"
-    try:
-        names = [file.name for file in folder.iterdir()]
-    except OSError as error:
-        return f"{folder} cannot be read ({error.strerror})"
-    near_names = difflib.get_close_matches(path.name, names, n=1)
+    near_names = difflib.get_close_matches(path.name, _names_in(folder), n=1)
     if near_names:
         return f"did you mean {folder / near_names[0]}?"
     return f"look into {folder}; paths count from the folder you are in"
+
+
+def _names_in(folder: Path) -> list[str]:
+    """Raises: MlxLoraError where the folder may not be listed."""
+    with named_errors(folder):
+        return sorted(file.name for file in folder.iterdir())

@@ -137,14 +137,18 @@ def _test(metric: Metric, base_rows: Sequence[ScoredAnswer], adapter_rows: Seque
 def _by_fact(
     metric: Metric, base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnswer]
 ) -> tuple[int, int] | None:
-    """How many facts score higher over all their forms, and lower; a row without a fact stands for itself."""
+    """How many facts score higher over all their forms, and lower."""
     gains: dict[str | int, float] = {}
-    for place, (one, two) in enumerate(zip(base_rows, adapter_rows, strict=True)):
-        fact = place if one.fact is None else one.fact
+    for fact, one, two in zip(_facts(base_rows), base_rows, adapter_rows, strict=True):
         gains[fact] = gains.get(fact, 0.0) + two.scores[metric] - one.scores[metric]
     if len(gains) == len(base_rows):
         return None
     return sum(gain > _SAME_SCORE for gain in gains.values()), sum(gain < -_SAME_SCORE for gain in gains.values())
+
+
+def _facts(rows: Sequence[ScoredAnswer]) -> list[str | int]:
+    """What each row is a trial of, since forms of a fact are no independent ones; one without a fact is of itself."""
+    return [place if row.fact is None else row.fact for place, row in enumerate(rows)]
 
 
 def _unsure_by_fact(told: Sequence[MetricTest], level: float) -> str:
@@ -176,8 +180,7 @@ def _likelihood(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[Scored
     """How the adapter finds the right answers beside the base, where chance does not explain it; else nothing."""
     moved: dict[str | int, float] = {}
     enough: dict[str | int, float] = {}
-    for place, (one, two) in enumerate(zip(base_rows, adapter_rows, strict=True)):
-        fact = place if one.fact is None else one.fact  # forms of a fact are no independent trials
+    for fact, one, two in zip(_facts(base_rows), base_rows, adapter_rows, strict=True):
         moved[fact] = moved.get(fact, 0.0) + two.reference_nats - one.reference_nats
         enough[fact] = enough.get(fact, 0.0) + _SAME_NATS * one.reference_tokens
     better = sum(by < -enough[fact] for fact, by in moved.items())

@@ -18,14 +18,25 @@ BEST, LAST = ["train.final_adapter=best"], ["train.final_adapter=last"]
 
 @pytest.fixture
 def losses(monkeypatch):
-    """Let validations give these losses, one after the other; rows are never right."""
+    """Let validations give these losses, one after the other; of a pair, the second is how many rows are right."""
 
     def give(*values):
         left = iter(values)
-        monkeypatch.setattr(Session, "validate", lambda self: Validation(next(left), (False,) * len(self.valid_set)))
+
+        def validate(session):
+            found = next(left)
+            nats, right = found if isinstance(found, tuple) else (found, 0)
+            return Validation(nats, (True,) * right + (False,) * (len(session.valid_set) - right))
+
+        monkeypatch.setattr(Session, "validate", validate)
         return left
 
     return give
+
+
+def write_eight_rows(folder):
+    rows = [{"question": f"What is {number}?", "answer": "blue"} for number in range(8)]
+    (folder / "valid.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 def kept(folder):
@@ -114,18 +125,11 @@ def test_a_run_that_patience_ended_does_not_go_on_because_its_best_adapter_is_go
     ],
 )
 def test_whether_a_run_got_better_than_it_began_is_judged_by_its_right_rows_too(
-    run_file, tmp_path, capsys, monkeypatch, began, later, loss, mark, warned
+    run_file, tmp_path, capsys, losses, began, later, loss, mark, warned
 ):
     path = run_file(train={"steps": 1, "epochs": None})
-    rows = [{"question": f"What is {number}?", "answer": "blue"} for number in range(8)]
-    (tmp_path / "valid.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = iter([(2.0, began), (loss, later)])
-
-    def validate(session):
-        nats, right = next(found)
-        return Validation(nats, (True,) * right + (False,) * (8 - right))
-
-    monkeypatch.setattr(Session, "validate", validate)
+    write_eight_rows(tmp_path)
+    losses((2.0, began), (loss, later))
     assert run_train(path) == 0
     shown = capsys.readouterr().err
     assert f"validation loss {loss:.4f} nats a token{f', {later} of 8 rows right' * (later > 0)}" in shown
@@ -139,18 +143,11 @@ def test_whether_a_run_got_better_than_it_began_is_judged_by_its_right_rows_too(
 
 
 def test_a_run_that_stops_early_with_a_falling_loss_does_not_say_that_it_no_longer_falls(
-    run_file, tmp_path, capsys, monkeypatch
+    run_file, tmp_path, capsys, losses
 ):
     path = run_file(train={"early_stopping_patience": 2, "epochs": 9})
-    rows = [{"question": f"What is {number}?", "answer": "blue"} for number in range(8)]
-    (tmp_path / "valid.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = iter([(2.0, 0), (1.5, 8), (1.4, 0), (1.3, 1)])
-
-    def validate(session):
-        nats, right = next(found)
-        return Validation(nats, (True,) * right + (False,) * (8 - right))
-
-    monkeypatch.setattr(Session, "validate", validate)
+    write_eight_rows(tmp_path)
+    losses((2.0, 0), (1.5, 8), (1.4, 0), (1.3, 1))
     assert run_train(path) == 0
     shown = capsys.readouterr().err
     assert "stopped early: no validation was better than that of step 3\n" in shown

@@ -17,7 +17,7 @@ import mlx_lora
 from mlx_lora.dataset.builtin import BUILTIN_DATA_SETS, builtin_path
 from mlx_lora.dataset.records import read_records, read_split_if_present
 from mlx_lora.dataset.rows import iter_rows
-from mlx_lora.errors import DataError
+from mlx_lora.errors import DataError, MlxLoraError
 
 
 def write(folder: Path, name: str, content: str | bytes) -> str:
@@ -196,14 +196,15 @@ def test_a_missing_file_gets_a_near_name(tmp_path: Path) -> None:
     assert error.hint == f"did you mean {tmp_path}/train.jsonl?"
 
 
-def test_a_missing_file_of_a_folder_that_cannot_be_listed_is_named_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("source", ["/train.jsonl", ""])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     def refuse(folder: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    assert fault_of(f"{tmp_path}/train.jsonl").hint == f"{tmp_path} cannot be read (Permission denied)"
+    with pytest.raises(MlxLoraError) as caught:
+        read_records(f"{tmp_path}{source}")
+    assert caught.value.message == f"{tmp_path}: Permission denied"
 
 
 def test_another_kind_of_file_is_named(tmp_path: Path) -> None:
