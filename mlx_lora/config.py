@@ -66,6 +66,11 @@ class LoraSettings(Settings):
         "all-linear", description="A preset, or a list of module names such as [q_proj, v_proj]."
     )
     layers: Literal["all"] | Positive = Field("all", description="`all`, or the last N transformer layers.")
+    init: Literal["random", "contrastive"] = Field(
+        "random",
+        description="A at the start: random, or chosen to read what the taught rows have and the base's own answers "
+        "(data.replay) have not. That A is kept and only B trained: less is forgotten.",
+    )
     start_from: Name | None = Field(
         None,
         description="An adapter (its folder, or its name under adapters/) that the run goes on from, of the same base, "

@@ -188,9 +188,9 @@ class TrainScreen:
 class RowsBar:
     """A bar over rows, for work beside the steps; where there is no terminal, a line now and then."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, unit: str = "row") -> None:
         self._bar = Progress(console=talk, transient=True, disable=not talk.is_terminal)
-        self._name = name
+        self._name, self._unit = name, unit
         self._task: TaskID | None = None
         self._last_line = time.monotonic()
 
@@ -210,7 +210,7 @@ class RowsBar:
         self._bar.update(self._task, completed=done)
         if not talk.is_terminal and done < total and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = time.monotonic()
-            talk.print(f"{self._name}: row {done} of {total}", markup=False, soft_wrap=True)
+            talk.print(f"{self._name}: {self._unit} {done} of {total}", markup=False, soft_wrap=True)
 
     def follow(self, events: Iterable[tuple[int, int] | list[Item]]) -> list[Item]:
         """Show (done, total) as they come; return the list that comes last."""

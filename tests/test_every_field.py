@@ -315,6 +315,14 @@ def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     assert_scale(bench, {"lora.use_rslora": True}, 8 / 4**0.5)
 
 
+@effect_of("lora.init")
+def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
+    chosen, random = bench.run({"lora.init": "contrastive", "data.replay": 0.25}), bench.run({"data.replay": 0.25})
+    assert "lora.init: contrastive: A reads the taught rows " in chosen.said
+    assert chosen.column("loss")[0] == pytest.approx(random.column("loss")[0], rel=1e-6)  # B is zero: not seen yet
+    assert chosen.column("loss")[1:] != random.column("loss")[1:]
+
+
 @effect_of("lora.start_from")
 def _(bench: Bench, _: pytest.MonkeyPatch) -> None:
     start = bench.plain

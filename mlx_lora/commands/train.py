@@ -16,7 +16,7 @@ from mlx_lora.commands.preflight import fit_run, sized_run
 from mlx_lora.commands.runfacts import run_facts
 from mlx_lora.commands.trainloop import train_and_validate
 from mlx_lora.commands.trainresume import kept_line, require_same_run, resume_session, saved_line
-from mlx_lora.commands.trainstart import read_start, start_facts, start_from
+from mlx_lora.commands.trainstart import choose_a, read_start, start_facts, start_from
 from mlx_lora.commands.trainstop import Stop, stop_signals
 from mlx_lora.commands.trainsummary import build_summary, print_header, print_summary
 from mlx_lora.config import RunConfig
@@ -189,7 +189,9 @@ def _build(
         talk.print(f"note: {note}", markup=False, soft_wrap=True)
     if group.size > 1:
         talk.print(f"{group.size} ranks of {config.train.batch_size} rows each", markup=False)
-    session = build_session(config, base.model, [*train_set, *replay.rows], valid_set, group)
+    rows_and_replay = [*train_set, *replay.rows]
+    choose_a(base, rows_and_replay, config, group, checkpoint)
+    session = build_session(config, base.model, rows_and_replay, valid_set, group)
     data = {"train": records_sha256(splits.train), "valid": records_sha256(splits.valid)}
     if replay.rows:
         data["replay"] = examples_sha256(replay.rows)

@@ -186,7 +186,7 @@ def _save(session: "Session", folder: Path, facts: dict[str, Any], metrics: "Met
     save_checkpoint(
         folder / "checkpoints",
         session.progress,
-        session.stepper.trainable.arrays(),
+        session.stepper.trainable.whole(),
         session.stepper.optimizer.state,
         keep=session.config.train.keep_last,
         adapter=describe_adapter(session.model, session.config.lora, _metadata(session, facts)),

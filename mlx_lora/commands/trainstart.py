@@ -1,6 +1,10 @@
-"""`lora.start_from`: the adapter that a run goes on from, as a new run. (`--resume` goes on with the same run.)"""
+"""What the adapter is before the first step: of another run (`lora.start_from`), or chosen from the rows (`lora.init`).
 
-from collections.abc import Mapping
+(`--resume` goes on with the same run.)
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mlx_lora.chat.places import find_adapter
@@ -8,11 +12,15 @@ from mlx_lora.config import RunConfig
 from mlx_lora.console import talk
 from mlx_lora.errors import ConfigError
 from mlx_lora.files import sha256_file, typed_path
+from mlx_lora.screen import RowsBar
 
 if TYPE_CHECKING:
+    from mlx_lora.dataset.examples import Example
     from mlx_lora.lora.adapter import AdapterFolder
     from mlx_lora.lora.inject import Injection
     from mlx_lora.model.load import LoadedModel
+    from mlx_lora.training.checkpoint import Checkpoint
+    from mlx_lora.training.distributed import Group
 
 
 def read_start(config: RunConfig) -> "AdapterFolder | None":
@@ -61,3 +69,35 @@ def start_facts(adapter: "AdapterFolder | None", facts: Mapping[str, Any]) -> di
             "weights_sha256": sha256_file(adapter.folder / adapter.weights),
         }
     }
+
+
+def choose_a(
+    base: "LoadedModel", rows: "Sequence[Example]", config: RunConfig, group: "Group", checkpoint: "Checkpoint | None"
+) -> None:
+    """With `lora.init: contrastive`, the A of each adapter: that of the checkpoint, or one chosen from `rows`.
+
+    Before the steps are compiled, which take it for a constant. Raises: TrainingError.
+    """
+    import mlx.core as mx
+
+    from mlx_lora.lora.inject import iter_lora_modules
+    from mlx_lora.training.contrast import contrast_adapters
+
+    if config.lora.init != "contrastive":
+        return
+    adapters = dict(iter_lora_modules(base.model))
+    if checkpoint is not None:
+        arrays, _ = checkpoint.read_arrays()
+        for path, adapter in adapters.items():
+            adapter.lora_a = arrays.get(f"{path}.lora_a", adapter.lora_a)  # Session.restore compares them
+        return
+    with RowsBar("lora.init: contrastive", unit="adapter") as bar:
+        found = bar.follow(contrast_adapters(base.model, rows, config.train.seed))
+    chosen = {
+        path: adapter.lora_a if group.leads else mx.zeros_like(adapter.lora_a) for path, adapter in adapters.items()
+    }
+    for path, array in group.sum_arrays(chosen).items():  # other ranks' rounding may be another
+        adapters[path].lora_a = array
+    ratio = statistics.median(one.ratio for one in found)
+    line = f"lora.init: contrastive: A reads the taught rows {ratio:.1f} times as strongly as the base's own answers"
+    talk.print(f"{line} (median of {len(found)} modules; random: 1.0)", markup=False, soft_wrap=True)

@@ -121,13 +121,22 @@ def inspect_splits(
     if config.train.early_stopping_patience is not None and not built["valid"].examples:
         faults.append("train.early_stopping_patience: there are no validation rows to look at: it would never stop")
         hints.append("set data.valid, raise data.valid_share, or leave train.early_stopping_patience out")
+    answered = replay_rows(len(lengths), config.data.replay)
+    if config.lora.init == "contrastive" and not answered:
+        faults.append(
+            "lora.init: contrastive compares the rows with the base's own answers, and data.replay wants none"
+        )
+        hints.append("set data.replay (0.25 is usual), or leave lora.init out")
+    if config.lora.init == "contrastive" and config.lora.start_from is not None:
+        faults.append("lora.init: contrastive chooses an A, and lora.start_from brings one")
+        hints.append("leave one of the two out")
     return Inspection(
         splits=reports,
         overlaps=overlaps,
         contradictions=contradictions,
         steps_per_epoch=steps_per_epoch,
         steps=steps,
-        replay_rows=replay_rows(len(lengths), config.data.replay),
+        replay_rows=answered,
         padding_share=_padding_share(lengths, plan),
         faults=faults,
         hints=hints,

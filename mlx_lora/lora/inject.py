@@ -64,6 +64,7 @@ def inject_lora(model: nn.Module, settings: LoraSettings, *, seed: int) -> Injec
         if path in keys
     }
     _check_size(settings, modules)
+    _check_init(settings, modules)
     put_adapters(
         model,
         modules,
@@ -72,6 +73,7 @@ def inject_lora(model: nn.Module, settings: LoraSettings, *, seed: int) -> Injec
         scale=settings.scale,
         dropout=settings.dropout,
         seed=seed,
+        fixed_a=settings.init == "contrastive",
     )
     for _, adapter in iter_lora_modules(model):
         mx.eval(adapter.adapter_parameters)
@@ -88,10 +90,11 @@ def put_adapters(
     scale: float,
     dropout: float,
     seed: int,
+    fixed_a: bool = False,
 ) -> None:
     """Wrap each of `modules` (full path → module) in place, and freeze all but the adapters' parameters.
 
-    These are lazy still: who replaces them by a file's never computes them.
+    These are lazy still: who replaces them by a file's never computes them. With `fixed_a` all but A are trained.
     Raises: AdapterError when the method has no layer for one of them; the model is then untouched.
     """
     kinds = {path: _layer_class(path, module, method) for path, module in modules.items()}
@@ -102,6 +105,8 @@ def put_adapters(
         replace_module(model, path, adapter)
         adapter.freeze()
         adapter.unfreeze_adapter()
+        if fixed_a:
+            adapter.freeze(keys=["lora_a"], recurse=False)
 
 
 def remove_lora(model: nn.Module) -> None:
@@ -219,6 +224,13 @@ def _check_size(settings: LoraSettings, modules: dict[str, nn.Module]) -> None:
     if settings.scale > LARGEST_SCALE:
         fact = f"lora.alpha: {settings.alpha:g} at rank {settings.rank} is an effective scale of {settings.scale:g}"
         raise AdapterError(fact, f"alpha is usually one to four times the rank; the scale may be {LARGEST_SCALE:g}")
+
+
+def _check_init(settings: LoraSettings, modules: dict[str, nn.Module]) -> None:
+    experts = next((path for path, module in modules.items() if is_switch(module)), None)
+    if settings.init == "contrastive" and experts is not None:
+        fact = f"lora.init: contrastive chooses one A for all rows, and {experts} has one for each expert"
+        raise AdapterError(fact, "leave the experts out (attention), or take lora.init: random")
 
 
 def _layer_class(path: str, module: nn.Module, method: str) -> type[LoRALinear | LoRASwitchLinear | DoRALinear]:

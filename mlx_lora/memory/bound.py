@@ -15,6 +15,7 @@ from mlx_lora.model.batching import PREFILL_TOKENS, row_limit
 from mlx_lora.model.compute import computed_bytes
 from mlx_lora.model.likelihood import LOGIT_POSITIONS
 from mlx_lora.model.outline import outline_base
+from mlx_lora.training.contrast import contrast_bytes
 from mlx_lora.training.frozen import POSITIONS_AT_ONCE, ROWS_AT_ONCE
 
 # float32 numbers that a step may hold for each number that goes into or comes out of a matrix, for each logit and for
@@ -50,9 +51,21 @@ def find_bounds(config: RunConfig, run: RunRows) -> Bounds:
     # in portions, a layer at a time; logits are of few positions.
     portion = PREFILL_TOKENS * widths / depth + LOGIT_POSITIONS * vocabulary
     asking = max((_answered(one) * widths + _COPIES * portion for one in run.asked), default=0)
-    working = int(4 * max(_COPIES * numbers, asking))
+    working = max(int(4 * max(_COPIES * numbers, asking)), find_contrast(config, run))
     stored, plain = computed_bytes(model, "quantized"), computed_bytes(model, "float32")
     return Bounds(computed_bytes(model, config.compute), stored + plain + working, working)
+
+
+def find_contrast(config: RunConfig, run: RunRows) -> int:
+    """Bytes that `lora.init: contrastive` takes at most, beyond the model: 0 where the run has another."""
+    if config.lora.init != "contrastive":
+        return 0
+    model, _ = outline_base(config.model, revision=config.revision)
+    layers = iter_layers(model)
+    sizes = [(_inputs(one), _inputs_and_outputs(one)) for one in layers[-1].module.modules() if _has_matrix(one)]
+    widest = max(width for width, _ in sizes)
+    longest = padded_length(max(len(example.tokens) for example in run.train))
+    return contrast_bytes(widest, sum(both for _, both in sizes), widest // _LEAST_HEAD, longest)
 
 
 def _answered(asked: Asked) -> int:
@@ -68,7 +81,10 @@ def _has_matrix(module: nn.Module) -> bool:
 def _inputs_and_outputs(module: nn.Module) -> int:
     """Numbers in and out for a position, of all experts where there are some."""
     shape: tuple[int, ...] = module.weight.shape
-    *experts, outputs, inputs = shape
-    if "scales" in module:
-        inputs = inputs * 32 // int(module.bits)
-    return math.prod(experts) * (outputs + inputs)
+    *experts, outputs, _ = shape
+    return math.prod(experts) * (outputs + _inputs(module))
+
+
+def _inputs(module: nn.Module) -> int:
+    inputs = int(module.weight.shape[-1])
+    return inputs * 32 // int(module.bits) if "scales" in module else inputs

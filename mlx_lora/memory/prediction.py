@@ -16,6 +16,7 @@ from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example
 from mlx_lora.errors import PredictionError
 from mlx_lora.memory.asking import asking_bytes
+from mlx_lora.memory.bound import find_contrast
 from mlx_lora.memory.probe import Probe, Sizes
 from mlx_lora.memory.rows import Asked, Counting, RunRows, longer, worst_batch, worst_validation
 from mlx_lora.training.head import CHUNK_BYTES
@@ -187,6 +188,8 @@ def predict(slices: Slices) -> Prediction:
     phases = [slices.phase("loading the base", before, slices.whole(lambda probe: probe.loading.nbytes))]
     asking = [slices.asking(asked) for asked in slices.rows.asked]
     phases += [phase for phase in asking if not phase.optimizer]  # before training
+    if contrast := find_contrast(config, slices.rows):
+        phases.append(slices.phase("choosing what A reads", before, contrast, "at most, from shapes"))
     if config.train.engine != "plain":
         phases.append(slices.phase("comparing the engine with the plain forward", before, slices.whole(Probe.check)))
     if thin.frozen is not None:

@@ -87,6 +87,7 @@ _RESUME = "pass --resume to `mlx-lora train`"
 _BY_ITSELF = "there is no such setting: rows of like lengths share a batch, see train.engine"
 _AS_STORED = "there is no such setting: the model is taken as it is stored, see compute"
 _METHOD_DORA = "write lora.method: dora"
+_INIT = "see lora.init: A is random or contrastive, and B is zero"
 
 REMARKS = {
     "scale": "give lora.alpha instead: alpha = scale × lora.rank",
@@ -114,6 +115,8 @@ REMARKS = {
     "bf16": "give compute instead: auto, or bfloat16",
     "fp16": "give compute instead: auto, or float16",
     "use_dora": _METHOD_DORA,
+    "init_lora_weights": _INIT,
+    "peft_init_lora_weights": _INIT,
     "peft_use_dora": _METHOD_DORA,
     "trust_remote_code": "there is no such setting: code in a model folder is never executed",
     "wandb_project": "there is no such setting: the run's numbers are in metrics.jsonl",

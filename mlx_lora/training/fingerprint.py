@@ -105,6 +105,8 @@ def find_differences(
     if "replay_written" not in then.get("data", {}):  # an earlier version did not tell
         now = {**now, "data": {name: part for name, part in now.get("data", {}).items() if name != "replay_written"}}
     for place, old, new in _differing(then, now, ""):
+        if place == "settings.lora.init" and old is None and new == "random":  # an earlier version had no other
+            continue
         safe = next((why for name, why in SAFE.items() if place == name or place.startswith(f"{name}.")), None)
         if place == TOTAL_STEPS and _same_rates(old, new, step, optimizer):
             safe = "the learning rates so far were the same"

@@ -122,9 +122,8 @@ class Session:
     def restore(self, progress: Progress, parameters: dict[str, mx.array], optimizer_state: dict[str, Any]) -> None:
         """Continue from a checkpoint. Raises: TrainingError when it was made for other adapters."""
         stepper = self.stepper
-        if _shapes(stepper.trainable.arrays()) != _shapes(parameters) or (
-            _shapes(stepper.optimizer.state) != _shapes(optimizer_state)
-        ):
+        # What is not trained is there since before the steps were compiled: no later value would reach them.
+        if not stepper.trainable.fits(parameters) or _shapes(stepper.optimizer.state) != _shapes(optimizer_state):
             raise TrainingError("the checkpoint holds other adapters than this run has", "begin again with --overwrite")
         stepper.trainable.assign(parameters)
         stepper.optimizer.state = optimizer_state
@@ -148,7 +147,7 @@ class Session:
         """Refuse to begin unless every rank has the same base, rows, settings, step and weights."""
         progress = asdict(self.progress)
         progress["fingerprint"].pop("engine", None)  # hosts may differ in what their disks have room for
-        if not self.group.same(json.dumps(progress, sort_keys=True), self.stepper.trainable.arrays(), patient=True):
+        if not self.group.same(json.dumps(progress, sort_keys=True), self.stepper.trainable.whole(), patient=True):
             raise TrainingError(
                 "the ranks do not begin alike: base, data, settings or checkpoint differ between them",
                 "give every host the same run file, data and output_dir",

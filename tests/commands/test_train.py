@@ -108,8 +108,9 @@ def interrupted_after(step, monkeypatch):
         {"train": {"gradient_accumulation_steps": 2, "batch_size": 1}},
         {"train": {"engine": "auto"}},
         {"train": {"engine": "plain"}, "optimizer": {"name": "muon"}},
+        {"lora": {"init": "contrastive"}, "data": {"replay": 0.4}, "train": {"engine": "auto"}},
     ],
-    ids=["parts", "dropout", "accumulation", "whole engine", "plain"],
+    ids=["parts", "dropout", "accumulation", "whole engine", "plain", "contrastive"],
 )
 def test_resume_gives_bitwise_the_uninterrupted_weights(run_file, tmp_path, monkeypatch, settings):
     # https://github.com/ml-explore/mlx-examples/issues/841: resume restored weights only

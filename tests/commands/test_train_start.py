@@ -1,5 +1,6 @@
 """`lora.start_from`: a run that goes on from another run's adapter, and what it refuses to start from."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -161,3 +162,49 @@ def test_a_run_cannot_start_from_the_folder_that_it_writes(first, run_file):
     with pytest.raises(ConfigError, match="first is the folder that this run writes"):
         run_train(run_file(lora={"start_from": str(first)}, output_dir=str(first)), overwrite=True)
     assert weights(first) == before
+
+
+CONTRASTIVE = {"lora": {"init": "contrastive"}, "data": {"replay": 0.4}}
+
+
+def test_contrastive_chooses_an_a_that_stays_and_trains_b_alone(run_file, tmp_path, capsys):
+    path = run_file(**CONTRASTIVE, train={"epochs": 1, "save_every": 1, "keep_last": 3})
+    assert run_train(path) == 0
+    said = capsys.readouterr().err
+    told = re.search(
+        r"lora\.init: contrastive: A reads the taught rows (\d+\.\d) times as strongly as the base's own answers "
+        r"\(median of 14 modules; random: 1\.0\)\n",
+        said,
+    )
+    assert told is not None
+    assert float(told[1]) > 1.2
+    assert run_train(run_file(output_dir=str(tmp_path / "random"), train={"epochs": 1})) == 0
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    first, *_, last = (mx.load(str(folder / "adapters.safetensors")) for folder in checkpoints)
+    random = mx.load(str(tmp_path / "random" / "adapters.safetensors"))
+    assert first.keys() == last.keys() == random.keys()
+    for name in first:
+        assert mx.array_equal(first[name], last[name]) == name.endswith("lora_a"), name
+        assert not mx.array_equal(first[name], random[name])
+    moments = mx.load(str(checkpoints[-1] / "optimizer.safetensors"))
+    assert {name.partition("|")[0].rpartition(".")[2] for name in moments if "|" in name} == {"lora_b"}
+
+
+def test_a_run_of_a_version_without_lora_init_is_resumed(run_file, tmp_path, monkeypatch):
+    path = run_file()
+    with monkeypatch.context() as patch:
+        interrupted_after(3, patch)
+        assert run_train(path) == 130
+    state = next((tmp_path / "run" / "checkpoints").iterdir()) / "state.json"
+    told = json.loads(state.read_text())
+    del told["sha256"]
+    assert told["progress"]["fingerprint"]["settings"]["lora"].pop("init") == "random"
+    digest = sha256_text(json.dumps(told, sort_keys=True))
+    state.write_text(json.dumps({"sha256": digest, **told}))
+    with pytest.raises(TrainingError, match=r"settings\.lora\.init: was None, is 'contrastive'"):
+        run_train(path, ["lora.init=contrastive", "data.replay=0.4"], resume=True)
+    assert run_train(path, resume=True) == 0
+
+
+def sha256_text(text):
+    return hashlib.sha256(text.encode()).hexdigest()
