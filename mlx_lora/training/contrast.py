@@ -91,7 +91,7 @@ def contrast_columns(taught: mx.array, other: mx.array, rank: int) -> tuple[np.n
     solve, lines = _Inverse(other, ridge), np.array(taught)
     basis = np.random.default_rng(0).standard_normal((width, min(width, rank + _SPARE)))
     for _ in range(_ROUNDS):
-        basis = np.linalg.qr(solve(lines.T @ (lines @ basis)))[0]
+        basis = np.linalg.qr(solve(lines.T @ (lines @ basis.astype(np.float32))))[0]
     own = _energy(lines, basis)
     whitened = np.linalg.inv(np.linalg.cholesky(_energy(np.array(other), basis) + ridge * basis.T @ basis))
     vectors = np.linalg.eigh(whitened @ own @ whitened.T)[1]
@@ -148,7 +148,7 @@ class _Inverse:
 
 def _energy(lines: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Covariance of `lines` in the coordinates of `basis`."""
-    inside = lines @ basis
+    inside = lines @ basis.astype(np.float32)
     energy: np.ndarray = inside.T @ inside / len(lines)
     return energy
 

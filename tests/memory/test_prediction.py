@@ -13,19 +13,23 @@ import numpy as np
 import pytest
 
 from mlx_lora.commands import preflight
+from mlx_lora.commands.replay import stand_in_rows
 from mlx_lora.commands.train import run_train
 from mlx_lora.config import RunConfig
 from mlx_lora.dataset.examples import Example, Expected
+from mlx_lora.lora.inject import inject_lora
 from mlx_lora.memory import fitting, prediction, probe
-from mlx_lora.memory.bound import Bounds, find_bounds
+from mlx_lora.memory.bound import Bounds, find_bounds, find_contrast
 from mlx_lora.memory.prediction import REPLAY, RETENTION, STEP, Slices, predict
 from mlx_lora.memory.rows import Asked, Counting, RunRows, longer, worst_batch
 from mlx_lora.memory.thin import cut_slice
 from mlx_lora.model.generate import iter_answers, iter_nats
 from mlx_lora.model.load import load_base
+from mlx_lora.training.contrast import contrast_adapters
 from mlx_lora.training.loop import Schedule
 from tests.memory.settled import settled
 from tests.tiny import FAMILIES, save_tiny_folder
+from tests.training.rows import random_rows
 
 assert mlx_lora
 PLENTY = 2**40
@@ -324,3 +328,29 @@ def test_short_rows_that_pass_the_frozen_layers_together_are_measured_together(f
         return next(phase.working for phase in phases if phase.name == "running the frozen layers")
 
     assert settled(lambda: working(64) / working(16), 2.3, 4.0) > 2.3  # 2.64; it was 1.79
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_choosing_what_a_reads_takes_no_more_than_is_said(folder: Path, family: str) -> None:
+    config = run_config(folder, family, lora={"init": "contrastive"}, data={"replay": 0.5})
+    taught = random_rows(200, shared=10, most=60)
+    answered = stand_in_rows(config, [row.tokens.tolist()[:40] for row in random_rows(400, seed=1, most=60)], taught)
+    said = find_contrast(config, RunRows([*taught, *answered], []))
+    model = load_base(config.model).model
+    inject_lora(model, config.lora, seed=0)
+    mx.eval(model.parameters())
+    with probe.measured() as spent:
+        *_, found = contrast_adapters(model, [*taught, *answered], 0)
+    assert len(found) == 12 * 7
+    assert said / 6 < spent.nbytes < said
+
+
+def test_choosing_what_a_reads_is_a_phase_of_the_run(folder: Path) -> None:
+    config = run_config(folder, lora={"init": "contrastive"}, data={"replay": 0.5})
+    rows = run_rows(config)
+    phases = {phase.name: phase for phase in predict(Slices(config, rows, folder, PLENTY)).phases}
+    assert phases["choosing what A reads"].working == find_contrast(config, rows) > 2**20
+    random = run_config(folder, data={"replay": 0.5})
+    assert find_contrast(random, rows) == 0
+    assert find_bounds(config, rows).working >= find_contrast(config, rows)
+    assert "choosing what A reads" not in {phase.name for phase in predict(Slices(random, rows, folder, PLENTY)).phases}
