@@ -98,6 +98,7 @@ def adapter_facts(run: Run) -> Pairs:
         ("method", run.setting("lora.method")),
         ("rank", run.setting("lora.rank")),
         ("alpha", run.setting("lora.alpha")),
+        ("A at the start", run.setting("lora.init")),
         ("modules", facts.get("modules")),
         ("trained parameters", share),
         ("started from", run.setting("lora.start_from") or ""),

@@ -41,6 +41,10 @@ def test_joined_emoji_stay_together() -> None:
     assert wrapped("abcd 👩\u200d💻", 8).split("\n")[-1].endswith("👩\u200d💻")
 
 
+def test_a_terminal_of_no_columns_is_no_error() -> None:  # COLUMNS=0: a division by zero in the middle of an answer
+    assert wrapped("one two", 0) == wrapped("one two", 1)
+
+
 def test_the_width_is_asked_for_each_word() -> None:
     width = 20
     wrap = WordWrap(lambda: width)

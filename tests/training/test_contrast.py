@@ -167,6 +167,15 @@ def test_without_answers_of_the_base_there_is_nothing_to_compare_with():
         chosen(prepared(), random_rows(4))
 
 
+def test_a_module_that_is_called_token_by_token_is_refused_and_the_adapters_are_back():
+    model = prepared("mamba")
+    modules = dict(iter_lora_modules(model))
+    with pytest.raises(TrainingError, match=r"_proj is not called once in a forward") as refused:
+        chosen(model, [*random_rows(3), *answered(random_rows(3, seed=1))])
+    assert refused.value.hint == "leave that module out of lora.target_modules, or take lora.init: random"
+    assert dict(iter_lora_modules(model)) == modules
+
+
 def test_experts_are_refused():
     with pytest.raises(
         AdapterError, match=r"lora\.init: contrastive chooses one A for all rows, and .* one for each exp"
