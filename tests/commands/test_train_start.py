@@ -4,21 +4,30 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import mlx_lora  # noqa: F401  (loads OpenBLAS before MLX)
 
 import mlx.core as mx  # isort: skip
+import numpy as np
 import pytest
 
 from mlx_lora.commands.train import run_train
 from mlx_lora.commands.trainloop import validation_mark
+from mlx_lora.commands.trainstart import choose_a
+from mlx_lora.config import RunConfig
+from mlx_lora.dataset.examples import Expected
 from mlx_lora.errors import AdapterError, ConfigError, TrainingError
 from mlx_lora.files import sha256_file
+from mlx_lora.lora.inject import inject_lora, iter_lora_modules
+from mlx_lora.model.load import load_base
 from mlx_lora.training.checkpoint import Progress
+from mlx_lora.training.distributed import Group
 from mlx_lora.training.session import Session
 from mlx_lora.training.validation import Validation, better_than_start
 from tests.commands.test_train import events, interrupted_after
 from tests.tiny import save_tiny_folder
+from tests.training.rows import random_rows
 
 
 @pytest.fixture
@@ -208,3 +217,33 @@ def test_a_run_of_a_version_without_lora_init_is_resumed(run_file, tmp_path, mon
 
 def sha256_text(text):
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_take_the_a_of_the_one_that_leads(base, monkeypatch, rank):  # another host rounds otherwise
+    loaded, rows = load_base(str(base)), random_rows(6)
+    answers = [
+        replace(row, expected=Expected(*np.zeros((2, row.loss_mask.sum(), 1)))) for row in random_rows(6, seed=1)
+    ]
+    config = RunConfig.model_validate(
+        {
+            "model": "m",
+            "data": {"train": "t", "replay": 0.5},
+            "lora": {"rank": 2, "layers": 1, "init": "contrastive"},
+            "train": {"steps": 1},
+            "output_dir": "o",
+        }
+    )
+    inject_lora(loaded.model, config.lora, seed=0)
+    given = {}
+
+    def summed(_, arrays):
+        given.update(arrays)
+        return {path: array + 1 for path, array in arrays.items()}
+
+    monkeypatch.setattr(Group, "sum_arrays", summed)
+    choose_a(loaded, [*rows, *answers], config, Group(rank, 2), None)
+    assert len(given) == 7
+    for path, adapter in iter_lora_modules(loaded.model):
+        assert bool(given[path].any()) == (rank == 0)
+        assert mx.array_equal(adapter.lora_a, given[path] + 1)
