@@ -147,7 +147,8 @@ def chat(
     model: ModelName = None,
     revision: Revision = None,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", help="Answer once and leave.", show_default=False)
+        str | None,
+        typer.Option("--prompt", "-p", help="Answer once and leave; - takes all of stdin.", show_default=False),
     ] = None,
     system: Annotated[
         str | None, typer.Option(help="System prompt in place of the adapter's own; '' for none.", show_default=False)

@@ -30,7 +30,7 @@ def run_chat(
     max_tokens: int,
     seed: int | None,
 ) -> int:
-    """Chat until the person leaves, or answer `prompt`, or the lines of a stdin that is no terminal.
+    """Chat until the person leaves, or answer `prompt` (`-`: all of stdin), or the lines of a stdin without a person.
 
     adapters: folders, names under adapters/, mixes (a:0.7+b:0.3); the first answers, none leaves the base alone. model:
     the base, by default that of the first adapter or the built-in one. system: replaces the adapter's system prompt; ""
@@ -96,7 +96,7 @@ def _questions(prompt: str | None) -> Iterator[str] | None:
     if prompt is not None:
         if not prompt.strip():
             raise MlxLoraError("-p: the question is empty", "write it in quotes: -p 'Who won?'")
-        return iter([_text(prompt, "-p")])
+        return iter([_text(prompt, "-p") if prompt != "-" else _stdin_question()])
     if sys.stdin.isatty():
         return None
     lines = _stdin_questions()
@@ -106,6 +106,17 @@ def _questions(prompt: str | None) -> Iterator[str] | None:
             "stdin: no question in it", "give one question a line, or ask with -p, or start chat in a terminal"
         )
     return chain([first], lines)
+
+
+def _stdin_question() -> str:
+    """All of stdin as one question, its line breaks kept."""
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").strip()
+    except UnicodeDecodeError as error:
+        raise MlxLoraError("stdin: not UTF-8", "save it as UTF-8") from error
+    if not text:
+        raise MlxLoraError("stdin: no question in it", "-p - takes all of stdin as one question: pipe a text into it")
+    return text
 
 
 def _stdin_questions() -> Iterator[str]:

@@ -82,6 +82,22 @@ def test_one_question_ignores_stdin_and_takes_the_system_prompt(
     assert scripted.seen == [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "France?"}]]
 
 
+def test_a_dash_takes_all_of_stdin_as_one_question_with_its_lines(
+    scripted: ScriptedVoice, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    give_stdin(monkeypatch, "\ufeffFrance,\r\n\n  its capital?\n".encode())
+    assert chat("-") == 0
+    assert capsys.readouterr().err == ""
+    assert scripted.seen == [[{"role": "user", "content": "France,\n\n  its capital?"}]]
+
+
+@pytest.mark.parametrize(("content", "fact"), [(b" \n", "stdin: no question in it"), (b"\xff?", "stdin: not UTF-8")])
+def test_a_dash_without_a_text_in_stdin_is_refused(content: bytes, fact: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    give_stdin(monkeypatch, content)
+    with pytest.raises(MlxLoraError, match=fact):
+        chat("-")
+
+
 def test_options_that_greedy_answers_do_not_know_are_said_to_change_nothing(
     scripted: ScriptedVoice, capsys: pytest.CaptureFixture[str]
 ) -> None:
