@@ -16,7 +16,7 @@ class WordWrap:
 
     def __init__(self, width: Callable[[], int]) -> None:
         """`width` gives the columns of the terminal as it is now: a person may resize it."""
-        self._width = lambda: max(1, width())  # COLUMNS=0 says nothing of the terminal
+        self._width: Callable[[], int] = lambda: max(1, width())  # COLUMNS=0 says nothing of the terminal
         self._column = 0
         self._spaces = ""  # held back, before the word
         self._word = ""  # held back: it may go on

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_lora.dataset.record import Message
+from mlx_lora.dataset.record import UNTRAINED, Message, is_trained
 from mlx_lora.dataset.values import (
     EMPTY_HINT,
     MOST_LEVELS,
@@ -18,7 +18,8 @@ from mlx_lora.dataset.values import (
 )
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
-_FLAGS = ("train", "training", "loss")  # of a turn, in the data sets of axolotl and ms-swift; OpenAI's is "weight"
+# Of an assistant's turn that is context only: as axolotl and ms-swift mark it, and OpenAI.
+_FLAGS = ("train", "training", "loss", "weight")
 SPEAKERS = {
     "system": "system",
     "human": "user",
@@ -48,7 +49,10 @@ def messages_of(value: Any, key: str) -> tuple[Message, ...]:
     if not any(message["role"] == "user" for message in messages):
         hint = "add the question before the answer"
         raise RowError("no message has the role user: nothing asks for the answer", hint)
-    return messages
+    trained = [number for number, message in enumerate(messages, 1) if is_trained(message)]
+    if not trained:
+        raise RowError("no turn of the assistant is trained", "leave the row out, or one of its marks")
+    return messages[: trained[-1]]  # nothing is learned from what follows
 
 
 def _message(value: Any, number: int) -> Message:
@@ -60,16 +64,17 @@ def _message(value: Any, number: int) -> Message:
         known = ", ".join(ROLES[:-2])
         hint = "rename the role: the person asks as user, the model answers as assistant"
         raise RowError(f"message {number} has {quoted('role', role)}, expected one of {known}", hint)
-    untrained = next((key for key in _FLAGS if role == "assistant" and message.get(key, True) in (False, 0)), None)
-    if untrained is None and message.get("weight", 1) != 1:
-        untrained = "weight"
-    if untrained is not None:
-        shown_flag = json.dumps(message[untrained], default=str)[:60]
-        fact = f'message {number} has "{untrained}" {shown_flag}: here every assistant turn is trained'
-        raise RowError(fact, f"remove the {untrained}, or the turns that shall not be trained")
+    flags = {key: message.pop(key) for key in (*_FLAGS, UNTRAINED) if key in message}
+    flags.pop(UNTRAINED, None)  # ours: what a data set means by it is not known
+    if role == "assistant" and flags.get("weight", 1) not in (0, 1):
+        shown_flag = json.dumps(flags["weight"], default=str)[:60]
+        fact = f'message {number} has "weight" {shown_flag}: a turn is trained whole or not at all'
+        raise RowError(fact, "write weight 1, or 0 for a turn that is context only")
+    if role == "assistant" and any(flag in (False, 0) for flag in flags.values()):
+        message[UNTRAINED] = True
     if message.get("train_detail"):  # axolotl's, of parts of a turn
-        fact = f'message {number} has "train_detail": here whole assistant turns are trained'
-        raise RowError(fact, "remove it, or the turns that shall not be trained")
+        fact = f'message {number} has "train_detail": here whole turns are trained'
+        raise RowError(fact, 'remove it, or give a turn that shall not be trained "train": false')
     calls = _tool_calls(message.pop("tool_calls", []), number)
     where = f"message {number} ({role})"
     content = _content(message.get("content"), where)

@@ -79,13 +79,10 @@ def _read_completion(row: Row) -> dict[str, Any]:
 
 
 def _read_turns(row: Row) -> tuple[Message, ...]:
-    """TRL's conversational prompt/completion: two lists of messages, of which it trains the second."""
-    messages = messages_of([*row["prompt"], *row["completion"]], "prompt and completion")
-    asked = messages[: len(row["prompt"])]
-    said = next((n for n, message in enumerate(asked, 1) if message["role"] == "assistant"), None)
-    if said is not None:
-        fact = f"message {said} of the prompt is an assistant's: here every assistant turn is trained"
-        raise RowError(fact, 'write the row as "messages" if it shall be, or leave the turn out')
+    """TRL's conversational prompt/completion: two lists of messages, of which the second is trained."""
+    before = [{**turn, "train": False} if isinstance(turn, Mapping) else turn for turn in row["prompt"]]
+    messages = messages_of([*before, *row["completion"]], "prompt and completion")
+    asked = messages[: len(before)]
     if not any(message["role"] == "user" for message in asked):
         raise RowError('no message of the "prompt" has the role user', "the prompt ends with what is asked")
     return system_of(row, messages) + messages

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]  # {"role": ..., "content": text}, with tool_calls etc. as templates want them
+UNTRAINED = "untrained"  # key of an assistant's message that is context only; no template sees it
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Record:
                 # A digest, so that a conversation of many turns is not held once for each of them.
                 said = turn if said is None else _digest(f"{said}\n{turn}")
         return tuple(keys)
+
+
+def is_trained(message: Message) -> bool:
+    """Whether it is a turn of the assistant that a row teaches."""
+    return message["role"] == "assistant" and not message.get(UNTRAINED, False)
 
 
 def folded(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlx_lora.config import DataSettings
-from mlx_lora.dataset.record import Message, Record
+from mlx_lora.dataset.record import UNTRAINED, Message, Record
 from mlx_lora.errors import ConfigError, DataError, MlxLoraError
 from mlx_lora.files import typed_path
 
@@ -133,9 +133,10 @@ def render_text(
     Raises: DataError in the template's own words; ConfigError when data.chat_template cannot be read.
     """
     replaced = None if settings.chat_template is None else read_template(settings.chat_template)
+    shown = [{key: value for key, value in message.items() if key != UNTRAINED} for message in messages]
     try:
         return tokenizer.render_chat(
-            messages,
+            shown,
             tools=list(tools) or None,
             add_generation_prompt=prompt,
             template_args=settings.chat_template_args,

@@ -11,7 +11,7 @@ from itertools import pairwise, takewhile
 from typing import Any
 
 from mlx_lora.config import DataSettings
-from mlx_lora.dataset.record import Message
+from mlx_lora.dataset.record import UNTRAINED, Message, is_trained
 from mlx_lora.dataset.rendering import (
     ChatTokenizer,
     encode_plain,
@@ -92,8 +92,13 @@ def render_conversation(
 ) -> Rendering:
     """A conversation that ends with an answer, through the chat template and with the settings' system prompt.
 
-    Raises: DataError when the template refuses it, or writes nothing for one of its answers.
+    Raises: DataError when the template refuses it, or writes nothing for one of its answers; when a turn is not to be
+    trained, and all tokens are.
     """
+    untrained = next((number for number, message in enumerate(messages, 1) if UNTRAINED in message), None)
+    if untrained is not None and settings.train_on == "all":
+        fact = f"message {untrained} is marked as not to be trained, and data.train_on: all trains all tokens"
+        raise DataError(fact, "take data.train_on: completion, or remove the mark")
     conversation = _Conversation(messages, tools, tokenizer, settings)
     spans = conversation.last_span() if settings.train_on == "all" else conversation.all_spans()
     return Rendering(conversation.tokens, spans, tuple(dict.fromkeys(conversation.notes)))
@@ -126,8 +131,8 @@ class _Conversation:
         self._note_a_date()
 
     def all_spans(self) -> list[tuple[int, int]]:
-        """Every assistant turn; only the last one, with a note, where an earlier one cannot be told apart."""
-        turns = [number for number, message in enumerate(self.messages) if message["role"] == "assistant"]
+        """Every trained turn; only the last one, with a note, where an earlier one cannot be told apart."""
+        turns = [number for number, message in enumerate(self.messages) if is_trained(message)]
         earlier = [self._span(number) for number in turns[:-1]]
         last = self._last_span()
         spans = [span for span in earlier if span is not None] + [last]

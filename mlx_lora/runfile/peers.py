@@ -95,6 +95,7 @@ REMARKS = {
     "mask_prompt": "write data.train_on: completion to train on the answers only, or all",
     "train_on_inputs": "write data.train_on: completion for false, all for true",
     "train_on_prompt": "write data.train_on: completion for false, all for true",
+    "mask_history": 'every answer is trained: give a turn "train": false in its row where it shall not be',
     "warmup_steps": "give optimizer.warmup_ratio instead: warm-up steps / all steps",
     "val_batches": _WHOLE_VALID_SET,
     "test_batches": _WHOLE_VALID_SET,

@@ -86,6 +86,28 @@ def test_many_turns_train_every_answer_and_its_end_token(family: str) -> None:
     assert example.tokens[-1] == tokenizer.id(end)
 
 
+@pytest.mark.parametrize("settings", [{}, {"system_prompt": "Be brief."}])
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mistral"])
+def test_a_turn_that_is_context_only_is_there_as_before_and_not_trained(family: str, settings: dict[str, str]) -> None:
+    tokenizer = tokenizer_of(family)
+    turns = chat("Q1", "A1", "Q2", "A2", "Q3", "A3").messages
+    marked = record({"messages": [*turns[:3], {**turns[3], "train": False}, *turns[4:]]})
+    whole = example_of(chat("Q1", "A1", "Q2", "A2", "Q3", "A3"), tokenizer, **settings)
+    example = example_of(marked, tokenizer, **settings)
+    assert example.tokens.tolist() == whole.tokens.tolist()
+    first, _, last = trained(whole)
+    assert trained(example) == [first, last]
+
+
+def test_a_turn_that_is_context_only_cannot_be_so_where_all_tokens_are_trained() -> None:
+    turns = chat("Q1", "A1", "Q2", "A2").messages
+    marked = record({"messages": [turns[0], {**turns[1], "weight": 0}, *turns[2:]]})
+    with pytest.raises(DataError) as refused:
+        example_of(marked, tokenizer_of("smollm2"), train_on="all")
+    fact = "message 2 is marked as not to be trained, and data.train_on: all trains all tokens"
+    assert refused.value.message == f"f.jsonl:7: {fact}"
+
+
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mistral"])
 def test_a_system_prompt_of_the_settings_is_as_one_of_the_row(family: str) -> None:
     tokenizer = tokenizer_of(family)
