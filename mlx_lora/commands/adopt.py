@@ -147,9 +147,10 @@ def _template_beside(folder: Path, base: "LoadedModel") -> str | None:
 
     Raises: ModelError for a file that cannot be read, or a template that no conversation can be written with.
     """
+    from mlx_lora.exchange.peft_folder import TEMPLATE_FILE
     from mlx_lora.model.identity import read_json_object
 
-    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    file, settings = folder / TEMPLATE_FILE, folder / "tokenizer_config.json"
     template: Any = None
     if file.is_file():
         with named_errors(file):

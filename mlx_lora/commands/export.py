@@ -11,7 +11,7 @@ from mlx_lora.commands.exportgguf import write_gguf, write_gguf_lora, write_olla
 from mlx_lora.commands.exportjob import Job, say_note, say_prompt_notes
 from mlx_lora.console import talk
 from mlx_lora.errors import MlxLoraError
-from mlx_lora.files import refuse_unwritable, typed_path, whole_file, whole_folder
+from mlx_lora.files import refuse_unwritable, typed_path, whole_file, whole_folder, write_whole
 from mlx_lora.lora.rendering import choose_base, model_of, rendering_of
 from mlx_lora.screen import format_bytes
 
@@ -93,7 +93,7 @@ def _load(folder: "AdapterFolder", model: str | None, revision: str | None) -> "
 
 
 def _write_peft(target: Path, job: Job) -> dict[str, Any]:
-    from mlx_lora.exchange.peft_folder import write_peft_folder
+    from mlx_lora.exchange.peft_folder import TEMPLATE_FILE, write_peft_folder
     from mlx_lora.exchange.peft_names import naming_of
     from mlx_lora.lora.adapter_config import WEIGHTS_FILE
     from mlx_lora.lora.inject import iter_modules, remove_lora
@@ -106,7 +106,11 @@ def _write_peft(target: Path, job: Job) -> dict[str, Any]:
     # In the file's own dtype: what was read for the base's sake is float32.
     tensors = read_tensors(job.folder.folder / WEIGHTS_FILE)
     write_peft_folder(target, tensors, parameters, present, naming_of(job.base.config), _portable_facts(job.folder))
-    say_prompt_notes(job, "PEFT's format")
+    template = job.rendering.chat_template
+    if template is not None:
+        write_whole(target / TEMPLATE_FILE, template.encode("utf-8"))
+        say_note(f"{TEMPLATE_FILE} is the adapter's own: PEFT does not read it by itself, give it to the tokenizer")
+    say_prompt_notes(job, "PEFT's format", template=True)
     return {"modules": len(job.folder.modules), "base": parameters.base, "revision": parameters.revision}
 
 

@@ -19,6 +19,7 @@ from mlx_lora.files import named_errors, write_json, write_whole
 from mlx_lora.lora.adapter_config import CONFIG_FILE, PEFT_WEIGHTS_FILE, WEIGHTS_FILE
 from mlx_lora.lora.tensor_file import encode_tensors, read_tensors
 
+TEMPLATE_FILE = "chat_template.jinja"  # beside an adapter, as transformers saves it
 _PREFIX = "base_model.model."
 _ENDINGS = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight", "m": ".lora_magnitude_vector"}
 _PARTS = {"lora": ("lora_a", "lora_b"), "dora": ("lora_a", "lora_b", "m")}

@@ -225,6 +225,7 @@ def test_what_a_run_tells_of_its_machine_does_not_go_into_pefts_file(tmp_path: P
     }
     make_adapter(tmp_path, start_from=f"{place}/adapters/before", facts=facts)
     peft = _export(tmp_path, model=str(tmp_path / "base"))
+    assert (peft / "chat_template.jinja").read_text() == own["chat_template"]
     content = (peft / "adapter_model.safetensors").read_bytes()
     assert place.encode() not in content
     assert b"anna" not in content
@@ -248,6 +249,7 @@ def test_an_adapter_that_takes_its_update_away_goes_over_and_back(tmp_path: Path
     assert json.loads((tmp_path / "back" / "adapter_config.json").read_text()) == config
     ours, back = ((tmp_path / name / "adapters.safetensors").read_bytes() for name in ("run", "back"))
     assert back == ours
+    assert not (peft / "chat_template.jinja").exists()  # it was trained with the base's own
     _without_facts(peft)
     run_import(peft, str(tmp_path / "foreign"), model=str(tmp_path / "base"))
     logits = []
