@@ -89,7 +89,9 @@ def choose_a(
     if checkpoint is not None:
         arrays, _ = checkpoint.read_arrays()
         for path, adapter in adapters.items():
-            adapter.lora_a = arrays.get(f"{path}.lora_a", adapter.lora_a)  # Session.restore compares them
+            kept = arrays.get(f"{path}.lora_a")
+            if kept is not None and kept.shape == adapter.lora_a.shape:  # else it is another run, which is refused
+                adapter.lora_a = kept
         return
     with RowsBar("lora.init: contrastive", unit="adapter") as bar:
         found = bar.follow(contrast_adapters(base.model, rows, config.train.seed))

@@ -215,6 +215,17 @@ def test_a_run_of_a_version_without_lora_init_is_resumed(run_file, tmp_path, mon
     assert run_train(path, resume=True) == 0
 
 
+def test_a_contrastive_run_of_another_rank_or_of_other_modules_is_not_resumed(run_file, monkeypatch):
+    path = run_file(**CONTRASTIVE)
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        assert run_train(path) == 130
+    for changed in ("lora.rank=2", "lora.target_modules=attention", "lora.layers=1", "lora.init=random"):
+        with pytest.raises(TrainingError, match=re.escape(f"settings.{changed.partition('=')[0]}: was")):
+            run_train(path, [changed], resume=True)
+    assert run_train(path, resume=True) == 0
+
+
 def sha256_text(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
