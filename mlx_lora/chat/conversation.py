@@ -18,6 +18,7 @@ class Ending(Enum):
     INTERRUPTED = "stopped by Ctrl-C"
     LENGTH = "cut at max_tokens"
     CONTEXT = "cut where the model's context is full"
+    MEMORY = "cut where no memory was left"  # never of a turn that is kept
 
     @staticmethod
     def of(stopped: bool, tokens: int, max_tokens: int) -> "Ending":

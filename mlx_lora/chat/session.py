@@ -11,10 +11,13 @@ from mlx_lora.chat.interrupt import silent_keyboard, stop_on_interrupt
 from mlx_lora.chat.sampling import Sampling
 from mlx_lora.chat.screen import Measured, Screen
 from mlx_lora.dataset.record import Message
-from mlx_lora.errors import AdapterError
+from mlx_lora.errors import AdapterError, ModelError
 
 if TYPE_CHECKING:
     from mlx_lora.chat.voice import Voice
+
+_NO_MEMORY = "malloc]"  # as in "[metal::malloc] Attempting to allocate 48736917632 bytes which is greater than …"
+_LESS = "/reset begins a shorter conversation; a base of fewer bits, or a smaller one, leaves more room"
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Session:
         opened = self.voice.opens_thinking(prompt)
         pieces = self.voice.stream(prompt, self.sampling, seed)
         text, tokens, rate, ending = "", 0, 0.0, Ending.INTERRUPTED
-        tags = self.voice.think_tags
+        tags, refused = self.voice.think_tags, None
         screen.begin(AnswerText(tags, opened=opened))
         with stop_on_interrupt() as stop, silent_keyboard(), closing(pieces):
             try:
@@ -123,5 +126,12 @@ class Session:
                     break
             except KeyboardInterrupt:  # pressed twice: the pieces end where they are
                 ending = Ending.INTERRUPTED
+            except RuntimeError as error:
+                if _NO_MEMORY not in str(error):
+                    raise
+                refused, ending, kept = error, Ending.MEMORY, False
         screen.end(ending, Measured(tokens, rate, len(prompt) + tokens, self.voice.context, kept))
+        if refused is not None:
+            self.voice.forget()  # what it had read takes memory too
+            raise ModelError(f"no memory is left for this answer: {refused}", _LESS) from refused
         return Turn(question, text, ending, self.voice.label, take_apart(text, tags, opened=opened))

@@ -1,5 +1,6 @@
 """Asking, retrying, comparing, taking back."""
 
+import re
 import signal
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -104,6 +105,34 @@ def test_a_question_that_does_not_fit_leaves_the_conversation_as_it_was() -> Non
     with pytest.raises(ModelError, match="too long"):
         session.ask("a longer question")
     assert session.conversation.turns == [Turn("q", "ab")]
+
+
+def test_an_answer_without_memory_leaves_the_conversation_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a Mac MLX refuses a buffer, and the chat ended in a traceback with all that was said in it."""
+    voice = ScriptedVoice("ab", "cd")
+    session = session_of(voice)
+    session.ask("q")
+
+    def refused(message: str) -> Callable[[str, int], Generator[Piece, None, None]]:
+        def pieces(reply: str, limit: int) -> Generator[Piece, None, None]:
+            yield Piece("a", 7, False, False, 1, 0.5, 0)
+            raise RuntimeError(message)
+
+        return pieces
+
+    told = "[metal::malloc] Attempting to allocate 48 bytes which is greater than the maximum allowed buffer size"
+    monkeypatch.setattr(voice, "_pieces", refused(told))
+    with pytest.raises(ModelError, match=re.escape(f"no memory is left for this answer: {told}")):
+        session.ask("a long question")
+    assert session.conversation.turns == [Turn("q", "ab")]
+    assert voice.forgotten == 1
+    assert "the answer was cut where no memory was left\n" in capsys.readouterr().err
+    monkeypatch.setattr(voice, "_pieces", refused("a bug of ours"))
+    voice.replies = ["x"]
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        session.ask("again")
 
 
 def test_retry_replaces_the_last_answer_and_asks_without_it() -> None:
