@@ -95,6 +95,7 @@ def choose_a(
         return
     with RowsBar("lora.init: contrastive", unit="adapter") as bar:
         found = bar.follow(contrast_adapters(base.model, rows, config.train.seed))
+    group.same("A is chosen", {}, patient=True)  # a slower host takes longer than the ranks wait within a step
     chosen = {
         path: adapter.lora_a if group.leads else mx.zeros_like(adapter.lora_a) for path, adapter in adapters.items()
     }

@@ -64,8 +64,9 @@ def find_contrast(config: RunConfig, run: RunRows) -> int:
     layers = iter_layers(model)
     sizes = [(_inputs(one), _inputs_and_outputs(one)) for one in layers[-1].module.modules() if _has_matrix(one)]
     widest = max(width for width, _ in sizes)
+    heads = getattr(getattr(model, "args", None), "num_attention_heads", None) or widest // _LEAST_HEAD
     longest = padded_length(max(len(example.tokens) for example in run.train))
-    return contrast_bytes(widest, sum(both for _, both in sizes), widest // _LEAST_HEAD, longest)
+    return contrast_bytes(widest, sum(both for _, both in sizes), heads, longest)
 
 
 def _answered(asked: Asked) -> int:

@@ -246,14 +246,16 @@ def test_all_ranks_take_the_a_of_the_one_that_leads(base, monkeypatch, rank):  #
         }
     )
     inject_lora(loaded.model, config.lora, seed=0)
-    given = {}
+    given, waited = {}, []
 
     def summed(_, arrays):
         given.update(arrays)
         return {path: array + 1 for path, array in arrays.items()}
 
+    monkeypatch.setattr(Group, "same", lambda *_, patient: waited.append(patient))
     monkeypatch.setattr(Group, "sum_arrays", summed)
     choose_a(loaded, [*rows, *answers], config, Group(rank, 2), None)
+    assert waited == [True]
     assert len(given) == 7
     for path, adapter in iter_lora_modules(loaded.model):
         assert bool(given[path].any()) == (rank == 0)
