@@ -91,10 +91,11 @@ def _validate(
         session.progress.base_loss, session.progress.base_right, best = loss, packed(found.right), False
     else:
         best = session.note_validation(found)
+    better = step > 0 and better_than_start(found, session.progress)
     if metrics:
-        told = {"loss": loss, "right": right, "rows": len(found.right), "best": best, "seconds": seconds}
-        metrics.write("validation", {"step": step, **told})
-    mark = validation_mark(best, keeps_best(session), better_than_start(found, session.progress))
+        told = {"loss": loss, "right": right, "rows": len(found.right), "best": best, "better": better}
+        metrics.write("validation", {"step": step, **told, "seconds": seconds})
+    mark = validation_mark(best, keeps_best(session), better)
     screen.validation(step, loss, (right, len(found.right)), seconds, mark)
     _warn(watch.validation(step, loss, kept=best), step, metrics, screen)
     if best and metrics and keeps_best(session):

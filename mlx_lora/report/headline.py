@@ -8,7 +8,7 @@ from typing import Literal
 from mlx_lora.evaluation.result_format import EvaluationResult, RightOrWrong
 from mlx_lora.report.answers import metric_name, share_text
 from mlx_lora.report.asking import changed_since, eval_command
-from mlx_lora.report.events import number
+from mlx_lora.report.events import Event, number
 from mlx_lora.report.results import RETENTION_SET, Retention, shown_metric
 from mlx_lora.report.runs import Run
 
@@ -178,6 +178,9 @@ def _by_losses(run: Run, command: str, unasked: str) -> Headline:
         return Headline("unknown", "Not tested yet", unasked, command)
     losses = [number(one, "loss") for one in validations]
     best, last = min(loss for loss in losses[1:] if math.isfinite(loss)), losses[-1]
+    rows = _more_or_fewer_rows(run, fell=best < base)
+    if rows is not None:
+        return Headline(rows.state, rows.title, f"{rows.sentence} {unasked}", command)
     if best < base:
         title = "The validation loss fell"
         return Headline("unknown", title, f"From {base:.4f} to {best:.4f} nats a token. {unasked}", command)
@@ -187,3 +190,19 @@ def _by_losses(run: Run, command: str, unasked: str) -> Headline:
         return Headline("bad", "It broke the model", f"{sentence} {unasked}", command)
     title = "It taught nothing" if last == base else "No sign that it learned"
     return Headline("unsure", title, f"{sentence} {unasked}", command)
+
+
+def _more_or_fewer_rows(run: Run, *, fell: bool) -> Headline | None:
+    """What the rows that come out right say where the loss says the opposite; the run itself has judged them."""
+    first, best = run.events.validations[0], run.best_validation
+    better = best.get("better") if best else None
+    if best is None or not isinstance(better, bool) or better == fell:
+        return None
+    title, loss = ("Fewer", "fell") if fell else ("More", "did not fall")
+    before, after, rows = (_count(one, name) for one, name in ((first, "right"), (best, "right"), (best, "rows")))
+    sentence = f"{before} of {rows} at step 0, {after} at step {best['step']}, though the validation loss {loss}."
+    return Headline("unsure" if fell else "unknown", f"{title} validation rows come out right", sentence)
+
+
+def _count(event: Event, name: str) -> str:
+    return str(int(found)) if math.isfinite(found := number(event, name)) else "?"

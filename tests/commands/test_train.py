@@ -41,6 +41,10 @@ def test_a_run_leaves_a_whole_adapter_folder_that_taught_something(run_file, tmp
     assert [part["name"] for part in start["run"]["engine"]][:2] == ["supervised_positions", "shared_prefix"]
     losses = [event["loss"] for event in events(folder, "validation")]
     assert losses[-1] < 0.8 * losses[0]
+    assert [event["better"] for event in events(folder, "validation")] == [
+        False,
+        *(loss < losses[0] for loss in losses[1:]),
+    ]
     facts = json.loads((folder / "adapter_config.json").read_text())["mlx_lora"]
     assert facts["step"] == 9
     assert facts["identity"]["weights_sha256"]

@@ -90,6 +90,35 @@ def test_a_loss_that_never_fell_is_called_so(tmp_path, last, state, title):
     assert (answer.state, answer.title) == (state, title)
 
 
+@pytest.mark.parametrize(
+    ("loss", "better", "before", "after", "state", "title", "sentence"),
+    [
+        (6.0, True, 3, 20, "unknown", "More validation rows come out right", "3 of 35 at step 0, 20 at step 1, though"),
+        (
+            4.0,
+            False,
+            20,
+            3,
+            "unsure",
+            "Fewer validation rows come out right",
+            "20 of 35 at step 0, 3 at step 1, though",
+        ),
+        (4.0, True, 3, 20, "unknown", "The validation loss fell", "From 5.0000 to 4.0000 nats a token."),
+        (6.0, False, 3, 3, "unsure", "No sign that it learned", "No validation came below the first one's 5.0000 nats"),
+    ],
+)
+def test_right_rows_outweigh_the_loss_as_they_do_in_training(
+    tmp_path, loss, better, before, after, state, title, sentence
+):
+    rows = [
+        validation(0, 5.0) | {"right": before, "rows": 35},
+        validation(1, loss, best=True) | {"right": after, "rows": 35, "better": better},
+    ]
+    answer = learning_headline(read(tmp_path, events=[START, rows[0], step(1), rows[1]]))
+    assert (answer.state, answer.title) == (state, title)
+    assert answer.sentence.startswith(sentence)
+
+
 def test_a_loss_above_next_to_nothing_is_not_called_broken_where_the_run_started_from_an_adapter(tmp_path):
     events = [START, validation(0, 0.0004), step(1), validation(1, 0.001)]
     settings = SETTINGS.replace("rank: 8", "rank: 8\n  start_from: adapters/first")
