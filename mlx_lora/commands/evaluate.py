@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlx_lora.commands.evaluateplaces import check_places, result_place
 from mlx_lora.console import talk
 from mlx_lora.errors import AdapterError, ConfigError
-from mlx_lora.files import refuse_unwritable, typed_path, write_json
+from mlx_lora.files import typed_path, write_json
 from mlx_lora.screen import counted_rows
 
 if TYPE_CHECKING:
@@ -58,7 +59,15 @@ def run_evaluate(
             _note(f"no test rows are named: what the run held out of {source.path} is asked, {source.rows} rows")
     if output is not None and output.suffix == ".json" and max(1, len(subjects)) * len(sources) > 1:
         raise ConfigError(f"--output {output}: several results do not fit one file", "give a folder")
-    _check_places(subjects, sources, output)
+    asked: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "normalize_numbers": numbers,
+        "limit": limit,
+    }
+    asked["seed"] = seed if temperature > 0 else None
+    for note in check_places(subjects, sources, output, asked, with_base=base):
+        _note(note)
     _check_metrics(metrics, sources)
     loaded = _load(subjects, model, revision)
     asker = Asker(
@@ -238,39 +247,10 @@ def _save(
             "adapter_step": facts.get("step"),
         }
     result = build_result(one, settings).model_dump(mode="json")
-    place = _result_place(one.label, str(one.data["name"]), subject, output, several=len(subjects) > 1)
+    place = result_place(one.label, str(one.data["name"]), subject, output, several=len(subjects) > 1)
     if place is not None:
         write_json(place, result)
     return result, place
-
-
-def _check_places(subjects: "Sequence[Subject]", sources: "Sequence[Source]", output: Path | None) -> None:
-    """Raises: MlxLoraError where a result cannot be written, or would be written over what is asked."""
-    asked, taken = {typed_path(source.path).resolve() for source in sources}, dict[Path, str]()
-    everyone: Sequence[Subject | None] = subjects or [None]
-    for subject in everyone:
-        for source in sources:
-            label = "base" if subject is None else subject.label
-            place = _result_place(label, source.name, subject, output, several=len(subjects) > 1)
-            if place is None:
-                continue
-            refuse_unwritable(place)
-            if (other := taken.setdefault(place.resolve(), label)) != label:
-                fact = f"--output {output}: the results of {other} and {label} would both be {place.name}"
-                raise ConfigError(fact, "leave --output out, or evaluate them one at a time")
-            if place.resolve() in asked:
-                raise ConfigError(f"--output {place}: holds what is asked", "give another file or folder")
-
-
-def _result_place(
-    label: str, name: str, subject: "Subject | None", output: Path | None, *, several: bool
-) -> Path | None:
-    """The file of the result; None for a base alone that was given no output."""
-    if output is None:
-        return subject.folder / "eval" / f"{name}.json" if subject is not None else None
-    if output.suffix == ".json":
-        return output
-    return output / f"{f'{Path(label).name}-' if several else ''}{name}.json"
 
 
 def _print(evaluations: "Sequence[Evaluation]", sources: "Sequence[Source]") -> None:

@@ -343,6 +343,33 @@ def test_results_of_one_place_are_refused_before_anything_is_loaded(workshop: Pa
         run_evaluate(both, data=[str(workshop / "quiz.jsonl")], output=tmp_path / "results")
 
 
+def test_an_earlier_result_that_was_asked_in_another_way_is_named_before_it_is_written_over(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "few.jsonl"
+    data.write_text('{"question": "Who?", "answer": "Ann"}\n')
+    folder = shutil.copytree(workshop / "good", tmp_path / "good")
+    place = folder / "eval" / "few.json"
+
+    def asked(**options: Any) -> list[str]:
+        assert run_evaluate([folder], data=[str(data)], **options) == 0
+        return [line for line in capsys.readouterr().err.splitlines() if "written over" in line]
+
+    assert asked(max_tokens=2, base=True) == []
+    was = f"note: {place} will be written over: it was asked with"
+    elsewhere = "(--output FOLDER writes elsewhere)"
+    assert asked(max_tokens=3, limit=1) == [f"{was} max_tokens 2, limit none, the base beside it {elsewhere}"]
+    assert asked(max_tokens=3, limit=1) == []
+    assert asked(max_tokens=3, limit=1, temperature=0.5, seed=4) == [f"{was} temperature 0, seed none {elsewhere}"]
+    assert asked(max_tokens=2, output=tmp_path / "other") == []
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["mlx_lora"]["step"] = 10**6  # trained on: the result is of another adapter
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    assert asked(max_tokens=2) == []
+    place.write_text("{")
+    assert asked(max_tokens=2) == []
+
+
 @pytest.mark.parametrize(
     ("names", "options", "words"),
     [
