@@ -14,6 +14,7 @@ from mlx_lora.dataset.values import (
     kind_of,
     quoted,
     refuse_untypable,
+    shown,
     text_of,
 )
 
@@ -66,10 +67,11 @@ def _message(value: Any, number: int) -> Message:
         raise RowError(f"message {number} has {quoted('role', role)}, expected one of {known}", hint)
     flags = {key: message.pop(key) for key in (*_FLAGS, UNTRAINED) if key in message}
     flags.pop(UNTRAINED, None)  # ours: what a data set means by it is not known
-    if role == "assistant" and flags.get("weight", 1) not in (0, 1):
-        shown_flag = json.dumps(flags["weight"], default=str)[:60]
-        fact = f'message {number} has "weight" {shown_flag}: a turn is trained whole or not at all'
-        raise RowError(fact, "write weight 1, or 0 for a turn that is context only")
+    odd = next((key for key, flag in flags.items() if flag not in (0, 1)), None) if role == "assistant" else None
+    if odd is not None:
+        told = shown(json.dumps(flags[odd], default=str))
+        fact = f'message {number} has "{odd}" {told}: a turn is trained whole or not at all'
+        raise RowError(fact, "write true or 1, or false or 0 for a turn that is context only")
     if role == "assistant" and any(flag in (False, 0) for flag in flags.values()):
         message[UNTRAINED] = True
     if message.get("train_detail"):  # axolotl's, of parts of a turn

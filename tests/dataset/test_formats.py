@@ -244,8 +244,15 @@ def test_what_follows_the_last_trained_turn_is_left_out_and_without_one_the_row_
     record = record_from_row({"messages": last}, "")
     assert (record.messages, record.answers) == ((ASKED, SAID), ("Paris.",))
     assert fault_of({"messages": last[2:]}) == "no turn of the assistant is trained"
-    half = 'message 2 has "weight" 0.5: a turn is trained whole or not at all'
-    assert fault_of({"messages": [ASKED, {**SAID, "weight": 0.5}]}) == half
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"), [("weight", 0.5, "0.5"), ("train", "false", '"false"'), ("loss", [], "[]")]
+)
+def test_a_mark_that_is_neither_yes_nor_no_is_refused(key: str, value: object, told: str) -> None:
+    """Found in session 15: "train": "false" was trained without a word."""
+    fault = f'message 2 has "{key}" {told}: a turn is trained whole or not at all'
+    assert fault_of({"messages": [ASKED, {**SAID, key: value}]}) == fault
 
 
 @pytest.mark.parametrize("turns", ["messages", "conversations"])
