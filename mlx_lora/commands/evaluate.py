@@ -50,7 +50,7 @@ def run_evaluate(
     from mlx_lora.evaluation.subjects import choose_sources, distinct, read_sources
 
     custom = load_metrics(metrics)
-    subjects = distinct([_read_subject(path) for path in adapters])
+    subjects = distinct([_read_subject(path, needs_run=not data) for path in adapters])
     if len(subjects) < len(adapters):
         _note("an adapter that is named twice is asked once")
     sources = read_sources(choose_sources(subjects, data), limit)
@@ -136,7 +136,8 @@ def _check_metrics(metrics: Sequence[str], sources: "Sequence[Source]") -> None:
             _note(f"{source.name} is scored by {leading}")
 
 
-def _read_subject(path: Path) -> "Subject":
+def _read_subject(path: Path, *, needs_run: bool) -> "Subject":
+    """The adapter with its run file, which may be of another version where the questions are named."""
     from mlx_lora.chat.places import find_adapter
     from mlx_lora.evaluation.subjects import Subject
     from mlx_lora.lora.adapter import read_adapter
@@ -147,7 +148,13 @@ def _read_subject(path: Path) -> "Subject":
     adapter = read_adapter(folder)
     of_run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
     run_file = of_run / "run.yaml"
-    run = load_config(run_file) if run_file.is_file() else None
+    try:
+        run = load_config(run_file) if run_file.is_file() else None
+    except ConfigError as error:
+        if needs_run:
+            raise
+        run = None
+        _note(f"{error.message.splitlines()[0]}: what {folder} was trained on is not known")
     return Subject(str(folder), folder, adapter, rendering_of(adapter.config, folder), run)
 
 

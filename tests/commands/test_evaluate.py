@@ -343,6 +343,19 @@ def test_results_of_one_place_are_refused_before_anything_is_loaded(workshop: Pa
         run_evaluate(both, data=[str(workshop / "quiz.jsonl")], output=tmp_path / "results")
 
 
+def test_a_run_file_of_another_version_is_no_obstacle_where_the_questions_are_named(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(workshop / "good", tmp_path / "good")
+    run = "model: m\ndata: {train: x}\nlora: {bits: 3}\ntrain: {epochs: 1}\noutput_dir: x\n"
+    (folder / "run.yaml").write_text(run)
+    with pytest.raises(ConfigError, match=r"lora\.bits is not a setting"):
+        run_evaluate([folder])
+    assert run_evaluate([folder], data=[str(workshop / "quiz.jsonl")], max_tokens=2, limit=2) == 0
+    said = f"note: {folder / 'run.yaml'}:3: lora.bits is not a setting: what {folder} was trained on is not known\n"
+    assert said in capsys.readouterr().err
+
+
 def test_an_earlier_result_that_was_asked_in_another_way_is_named_before_it_is_written_over(
     workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
