@@ -47,13 +47,14 @@ def messages_of(value: Any, key: str) -> tuple[Message, ...]:
     if messages[-1]["role"] != "assistant":
         fact = f'last message has role "{messages[-1]["role"]}", expected "assistant"'
         raise RowError(fact, "a row ends with the answer that it teaches: add it, or remove what follows it")
-    if not any(message["role"] == "user" for message in messages):
-        hint = "add the question before the answer"
-        raise RowError("no message has the role user: nothing asks for the answer", hint)
     trained = [number for number, message in enumerate(messages, 1) if is_trained(message)]
     if not trained:
         raise RowError("no turn of the assistant is trained", "leave the row out, or one of its marks")
-    return messages[: trained[-1]]  # nothing is learned from what follows
+    messages = messages[: trained[-1]]  # nothing is learned from what follows
+    if not any(message["role"] == "user" for message in messages):
+        hint = "add the question before the answer"
+        raise RowError("no message has the role user: nothing asks for the answer", hint)
+    return messages
 
 
 def _message(value: Any, number: int) -> Message:

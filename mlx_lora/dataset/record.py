@@ -41,7 +41,7 @@ class Record:
 
     @property
     def asked_keys(self) -> tuple[str, ...]:
-        """What every answer of the row answers, so that equal keys are the same question after the same conversation.
+        """What each trained answer answers, so that equal keys are the same question after the same conversation.
 
         Without case, spacing and system messages; what a conversation begins with is a key as its question_key is.
         """
@@ -50,7 +50,7 @@ class Record:
         keys: list[str] = []
         said: str | None = None
         for message in self.messages:
-            if message["role"] == "assistant" and said is not None:
+            if is_trained(message) and said is not None:
                 keys.append(said)
             if message["role"] not in ("system", "developer"):
                 turn = folded(str(message["content"]))

@@ -255,6 +255,12 @@ def test_a_mark_that_is_neither_yes_nor_no_is_refused(key: str, value: object, t
     assert fault_of({"messages": [ASKED, {**SAID, key: value}]}) == fault
 
 
+def test_a_greeting_before_the_first_question_is_no_row_of_its_own() -> None:
+    """Found in session 15: where all that follows is context only, the split ended in a traceback."""
+    assert fault_of({"messages": [SAID, ASKED, {**SAID, "weight": 0}]}).startswith("no message has the role user")
+    assert record_from_row({"messages": [SAID, ASKED, SAID]}, "").messages == (SAID, ASKED, SAID)
+
+
 @pytest.mark.parametrize("turns", ["messages", "conversations"])
 def test_a_turn_of_which_parts_shall_not_be_trained_is_refused(turns: str) -> None:
     detail = [{"begin_offset": 0, "end_offset": 2, "train": False}]

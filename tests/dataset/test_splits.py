@@ -66,6 +66,24 @@ def test_rows_of_one_conversation_stay_together() -> None:
         assert split_by_question(rows[::-1], 0.25, seed) == (train[::-1], valid[::-1])
 
 
+def test_what_is_context_only_links_no_rows() -> None:
+    """Found in session 15: 100 rows with one example in their prompts were one family, and none was held out."""
+    example = [{"role": "user", "content": "Example?"}, {"role": "assistant", "content": "Yes."}]
+    rows = [
+        record_from_row(
+            {
+                "prompt": [*example, {"role": "user", "content": f"Real {number}?"}],
+                "completion": [{"role": "assistant", "content": "A"}],
+            },
+            "",
+        )
+        for number in range(100)
+    ]
+    train, valid = split_by_question(rows, 0.1, 0)
+    assert (len(train), len(valid)) == (90, 10)
+    assert all(len(row.asked_keys) == 1 for row in rows)
+
+
 def test_equal_last_turns_of_different_conversations_may_part() -> None:
     rows = [conversation(f"Q{number}", "A", "Go on.", "B") for number in range(10)]
     train, valid = split_by_question(rows, 0.3, 0)
