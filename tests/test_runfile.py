@@ -231,6 +231,11 @@ OVERRIDE_FAULTS = [
         "--set data.system_prompt: data.system_prompt should be text or null, not a mapping",
         "write --set 'data.system_prompt=\"Answer: yes\"'",
     ),
+    (
+        "data.chat_template_args={enable_thinking: no}",
+        '--set data.chat_template_args: data.chat_template_args.enable_thinking is the text "no"',
+        'write false, or "no" in quotes for the word',
+    ),
     ("data.system_prompt=None", '--set data.system_prompt: data.system_prompt is the text "None"', "write null"),
     (
         "train.steps=10",

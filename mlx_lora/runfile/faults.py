@@ -18,6 +18,13 @@ from mlx_lora.runfile.writer import render_value
 
 _LAST = 10**9  # faults of the command line stand after those of the file
 
+# What YAML 1.1 took for truth is text here; of a template's switches nobody means the word.
+_SWITCHES = {
+    **dict.fromkeys(("yes", "on", "y"), "true"),
+    **dict.fromkeys(("no", "off", "n"), "false"),
+    "none": "null",
+}
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -188,13 +195,17 @@ def _choice(problem: _Problem) -> str:
 
 
 def _words_for_nothing(source: Source) -> list[Fault]:
-    """`system_prompt: None` is the text "None" in YAML: nobody means it."""
+    """`system_prompt: None` is the text "None" in YAML, and a template's switch `no` the text "no": nobody means it."""
     faults = []
     for path, text in merged_plain(source.document, source.overrides).items():
         setting = all_settings().get(shown_path(path))
         if text.lower() == "none" and setting is not None and setting.kind == "text or null":
             fact = f'{setting.path} is the text "{text}"'
             faults.append(source.fault(path, fact, f'write null for nothing, or "{text}" in quotes for the word'))
+        if path[:2] == ("data", "chat_template_args") and text.lower() in _SWITCHES:
+            fact = f'{shown_path(path)} is the text "{text}"'
+            meant = _SWITCHES[text.lower()]
+            faults.append(source.fault(path, fact, f'write {meant}, or "{text}" in quotes for the word'))
     return faults
 
 
