@@ -33,6 +33,7 @@ SAFE: dict[str, str] = {
     "settings.train.gradient_checkpointing": "the same gradients to rounding",
     "settings.train.eval_every": "only when validation looks",
     "settings.train.early_stopping_patience": "only when the run stops",
+    "settings.train.retention": "only what is asked after the last step",
     "settings.train.final_adapter": "only which adapter is kept",
     "settings.lora.save_dtype": "only the numbers of the adapter file",
     "base.name": "only a name: the contents are compared",

@@ -110,6 +110,17 @@ def test_force_passes_over_nothing_that_makes_another_run(run_file, tmp_path, mo
     assert ending(tmp_path / "run") == before
 
 
+def test_what_is_asked_after_the_last_step_may_change_by_force(run_file, tmp_path, monkeypatch):
+    """Found in session 15: a set that had gone kept a stopped run from ever being resumed."""
+    path = run_file()
+    stop_after(4, path, monkeypatch)
+    change = ["train.retention=general-knowledge"]
+    with pytest.raises(TrainingError, match=r"train\.retention: .* \(--force allows it: only what is asked after"):
+        run_train(path, change, resume=True)
+    assert run_train(path, change, resume=True, force=True) == 0
+    assert [event["step"] for event in events(tmp_path / "run", "step")] == list(range(1, 10))
+
+
 def test_another_version_resumes_by_force_and_says_so(run_file, tmp_path, monkeypatch, capsys):
     path = run_file()
     stop_after(4, path, monkeypatch)
