@@ -122,7 +122,7 @@ def _print_report(
     ):
         for line in lines:
             console.print(f"{label}: ", style=style, end="")
-            console.print(line)
+            console.print(visible(line))
     if not inspection.faults:
         console.print("The data can be trained on.", style="green")
 

@@ -20,7 +20,7 @@ from mlx_lora.commands.trainstart import choose_a, read_start, start_facts, star
 from mlx_lora.commands.trainstop import Stop, stop_signals
 from mlx_lora.commands.trainsummary import build_summary, print_header, print_summary
 from mlx_lora.config import RunConfig
-from mlx_lora.console import talk
+from mlx_lora.console import talk, visible
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.files import cache_folder, named_errors, remove_folder, sha256_file, typed_path, write_whole
 from mlx_lora.runfile import dump_config, load_config
@@ -169,7 +169,7 @@ def _build(
     inspection = inspect_splits(splits, built, tokenizer.eos_ids, config)
     inspection.raise_faults()
     for warning in inspection.warnings:
-        talk.print(f"warning: {warning}", markup=False, soft_wrap=True)
+        talk.print(f"warning: {visible(warning)}", markup=False, soft_wrap=True)
     train_set, valid_set = built["train"].examples, built["valid"].examples
     questions = read_retention(config, tokenizer)
     start = read_start(config)
@@ -238,7 +238,7 @@ def _facts(config: RunConfig, base: "LoadedModel", data: dict[str, str]) -> dict
         "revision": config.revision,
         "identity": identity,
         "system_prompt": config.data.system_prompt,
-        "chat_template": template.read_text(encoding="utf-8") if template else None,
+        "chat_template": template.read_text(encoding="utf-8-sig") if template else None,
         "chat_template_sha256": sha256_file(template) if template else identity["chat_template_sha256"],
         "chat_template_args": config.data.chat_template_args,
         "data_sha256": data,
@@ -252,6 +252,7 @@ def _clear(folder: Path) -> None:
 
     for name in ("checkpoints", "eval"):
         remove_folder(folder / name)
-    for name in (ADAPTER_FILE, "adapter_config.json", "metrics.jsonl", "report.html"):
+    own = (ADAPTER_FILE, "adapter_config.json", "metrics.jsonl", "report.html")
+    for name in (*own, "hub.json", "README.md"):  # the last two of one that was pulled
         with named_errors(folder / name):
             (folder / name).unlink(missing_ok=True)

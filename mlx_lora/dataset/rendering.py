@@ -165,7 +165,7 @@ def read_template(path: str) -> str:
 
 @lru_cache(maxsize=8)
 def _cached_text(file: Path, modified: int) -> str:
-    return file.read_text(encoding="utf-8")
+    return file.read_text(encoding="utf-8-sig")
 
 
 def _refusal_hint(words: str, settings: DataSettings) -> str:

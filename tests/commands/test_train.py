@@ -88,8 +88,11 @@ def test_a_folder_that_holds_a_run_is_not_overwritten_unasked(run_file, tmp_path
         run_train(path)
     assert "--resume" in refused.value.hint
     assert (tmp_path / "run" / "adapters.safetensors").read_bytes() == before
+    for name in ("hub.json", "README.md"):  # of one that was pulled: it would be said to come from there
+        (tmp_path / "run" / name).write_text("{}")
     assert run_train(path, ["train.seed=1"], overwrite=True) == 0
     assert (tmp_path / "run" / "adapters.safetensors").read_bytes() != before
+    assert not any((tmp_path / "run" / name).exists() for name in ("hub.json", "README.md"))
 
 
 def interrupted_after(step, monkeypatch):

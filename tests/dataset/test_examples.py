@@ -114,6 +114,13 @@ class TestPrefixes:
         messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A", "tool_calls": [call]}]
         assert example_of(record({"messages": messages}), tokenizer_of("llama3")).note == CALLS_IGNORED
 
+    def test_the_byte_order_mark_of_a_template_file_is_no_text(self, tmp_path: Path) -> None:
+        """Found in session 15: every prompt began with it."""
+        tokenizer = tokenizer_of("smollm2")
+        (tmp_path / "own.jinja").write_text(f"\ufeff{tokenizer.chat_template}", encoding="utf-8")
+        marked = example_of(chat("Q", "A"), tokenizer, chat_template=str(tmp_path / "own.jinja"))
+        assert marked.tokens.tolist() == example_of(chat("Q", "A"), tokenizer).tokens.tolist()
+
     def test_a_template_that_writes_todays_date_is_said(self, tmp_path: Path) -> None:
         """Found in session 12: as Llama 3.2's. A run that stopped in the evening was refused in the morning."""
         tokenizer = tokenizer_of("smollm2")
