@@ -45,8 +45,9 @@ class Shelved:
         if self.run is None:
             return None
         results = [*self.run.learning_results, *self.run.results]
-        current = [result for result in results if self.run.other_step(result) is None]
-        return next(iter([*current, *results]), None)
+        run = self.run
+        # Of the adapter in the file before an older one, and of untrained questions before trained ones.
+        return min(results, key=lambda one: (run.other_step(one) is not None, run.trained_share(one)), default=None)
 
     @property
     def scores(self) -> list[dict[str, Any]]:
@@ -58,10 +59,13 @@ class Shelved:
         named = "" if result.metric == "exact_match" else f"{metric_name(result.metric)} "
         step = self.run.other_step(result) if self.run else None
         older = "" if step is None else f", at step {step}"
-        return f"{named}{share_text(result, result.metric)}{older}".replace("\N{NO-BREAK SPACE}", " ")
+        share = self.run.trained_share(result) if self.run else 0.0
+        trained = "" if not share else f", {'all' if share == 1 else result.data.trained_questions} asked in training"
+        return f"{named}{share_text(result, result.metric)}{older}{trained}".replace("\N{NO-BREAK SPACE}", " ")
 
     def _score(self, result: EvaluationResult) -> dict[str, Any]:
-        return {**_score_json(result), "other_step": self.run.other_step(result) if self.run else None}
+        step, share = (self.run.other_step(result), self.run.trained_share(result)) if self.run else (None, 0.0)
+        return {**_score_json(result), "other_step": step, "trained_share": share}
 
     def as_json(self) -> dict[str, Any]:
         """The facts of the list."""

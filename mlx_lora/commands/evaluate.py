@@ -64,6 +64,7 @@ def run_evaluate(
         "temperature": temperature,
         "normalize_numbers": numbers,
         "limit": limit,
+        "custom_metrics": {one.name: one.target for one in custom},
     }
     asked["seed"] = seed if temperature > 0 else None
     for note in check_places(subjects, sources, output, asked, with_base=base):

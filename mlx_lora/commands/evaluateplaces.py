@@ -8,6 +8,7 @@ from mlx_lora.errors import ConfigError, DataError
 from mlx_lora.files import refuse_unwritable, typed_path
 
 if TYPE_CHECKING:
+    from mlx_lora.evaluation.result_format import EvaluationResult
     from mlx_lora.evaluation.subjects import Source, Subject
 
 
@@ -19,10 +20,10 @@ def check_places(
     *,
     with_base: bool,
 ) -> list[str]:
-    """Raises: MlxLoraError where a result cannot be written, or would be written over what is asked.
+    """Raises: MlxLoraError where a result cannot be written, or would be written over what is no result.
 
-    asked: the settings that options give, by their names in a result. Returns a line for each earlier result that was
-    asked in another way and is about to be written over.
+    asked: what options and custom metrics settle, by their names in a result. Returns a line for each earlier result of
+    other questions, of another adapter or asked in another way that is about to be written over.
     """
     own_data, taken, lines = {typed_path(source.path).resolve() for source in sources}, dict[Path, str](), list[str]()
     everyone: Sequence[Subject | None] = subjects or [None]
@@ -38,7 +39,7 @@ def check_places(
                 raise ConfigError(fact, "leave --output out, or evaluate them one at a time")
             if place.resolve() in own_data:
                 raise ConfigError(f"--output {place}: holds what is asked", "give another file or folder")
-            if line := _written_over(place, subject, asked, with_base):
+            if line := _written_over(place, label, subject, source, asked, with_base):
                 lines.append(line)
     return lines
 
@@ -54,23 +55,59 @@ def result_place(
     return output / f"{f'{Path(label).name}-' if several else ''}{name}.json"
 
 
-def _written_over(place: Path, subject: "Subject | None", asked: Mapping[str, Any], with_base: bool) -> str | None:
-    """What to say of the earlier result there, of the same adapter; None where it was asked in the same way."""
-    from mlx_lora.evaluation.result_format import read_result
+def _written_over(
+    place: Path,
+    label: str,
+    subject: "Subject | None",
+    source: "Source",
+    asked: Mapping[str, Any],
+    with_base: bool,
+) -> str | None:
+    """What to say of the earlier result there; None where these answers replace those to the same questions.
 
-    try:
-        result = read_result(place) if place.exists() else None
-    except DataError:
-        return None  # of another version, or no result: nothing that another command would read
-    if result is None or subject is None or result.settings.get("adapter_step") != subject.adapter.facts.get("step"):
+    Raises: ConfigError where a file outside an adapter's own results is no result.
+    """
+    from mlx_lora.evaluation.result_format import is_result, read_result
+
+    if not place.exists():
         return None
-    earlier = result.settings
-    other = [f"{name} {_told(earlier[name])}" for name in asked if name in earlier and earlier[name] != asked[name]]
-    other += ["the base beside it"] if result.base is not None and not with_base else []
+    if (subject is None or place.parent != subject.folder / "eval") and not is_result(place):
+        fact = f"--output {place}: exists and is no result of mlx-lora eval"
+        raise ConfigError(fact, "choose another name; nothing was overwritten")
+    try:
+        result = read_result(place)
+    except DataError:
+        return None  # of another version: nothing that another command would read
+    other = _otherwise(result, label, subject, source, asked, with_base)
     if not other:
         return None
-    return f"{place} will be written over: it was asked with {', '.join(other)} (--output FOLDER writes elsewhere)"
+    return f"{place} will be written over: {', '.join(other)} (--output FOLDER writes elsewhere)"
+
+
+def _otherwise(
+    result: "EvaluationResult",
+    label: str,
+    subject: "Subject | None",
+    source: "Source",
+    asked: Mapping[str, Any],
+    with_base: bool,
+) -> list[str]:
+    """What sets an earlier result apart, in words: whose answers, which questions, how they were asked."""
+    found, earlier, data = list[str](), result.settings, result.data
+    if (whose := Path(result.label).name) != Path(label).name:
+        found.append(f"it holds the answers of {whose}")
+    elif subject is not None and earlier.get("adapter_step") != subject.adapter.facts.get("step"):
+        return []  # of the same run at another step: what was asked then says nothing of this adapter
+    if data.sha256 != source.sha256:
+        same = typed_path(data.source).resolve() == typed_path(source.path).resolve()
+        found.append(f"it holds answers to {'other rows of ' if same else ''}{data.source}")
+    names = ["limit", "custom_metrics"] if source.kind == "choice" else list(asked)
+    ways = [f"{name} {_told(earlier[name])}" for name in names if name in earlier and earlier[name] != asked[name]]
+    ways += ["the base beside it"] if result.base is not None and not with_base else []
+    return found + ([f"it was asked with {', '.join(ways)}"] if ways else [])
 
 
 def _told(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " and ".join(value) or "none"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()

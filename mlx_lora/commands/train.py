@@ -126,8 +126,8 @@ def _run(
         with Metrics(folder / "metrics.jsonl", resume_step) if group.leads else nullcontext() as metrics:
             for note in [*notes, *(metrics.notes if metrics else [])]:
                 talk.print(f"warning: {note}", markup=False, soft_wrap=True)
-            if metrics and not resume:
-                metrics.write("start", {"step": 0, **facts})
+            if metrics:
+                metrics.write("resume" if resume else "start", {"step": session.progress.step, **facts})
             stop.training = True
             stopped_by = train_and_validate(session, folder, facts, metrics, stop, checkpoint)
             seconds = time.perf_counter() - started

@@ -1,6 +1,7 @@
 """One row of a data set, whatever its format was. Knows nothing of files, tokenizers or MLX."""
 
 import hashlib
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,8 +66,8 @@ def is_trained(message: Message) -> bool:
 
 
 def folded(text: str) -> str:
-    """`text` without case and spacing."""
-    return " ".join(text.split()).casefold()
+    """`text` without case and spacing, with letters in one part (NFC): as macOS and PDFs write é, it is two."""
+    return unicodedata.normalize("NFC", " ".join(text.split()).casefold())
 
 
 def _digest(text: str) -> str:

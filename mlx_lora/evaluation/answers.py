@@ -1,7 +1,8 @@
 """One answer against the accepted ones: SQuAD's normalization and its scores. Knows nothing of models or data files.
 
 Source: the official SQuAD evaluation script (Rajpurkar et al. 2016, arXiv 1606.05250); Unicode punctuation is removed
-as well, and an answer that normalization would erase ("A", "+") is compared less normalized.
+as well, letters in two parts (e and its accent) are the letter in one (NFC), and an answer that normalization would
+erase ("A", "+") is compared less normalized.
 """
 
 import re
@@ -64,7 +65,8 @@ def _pairs(prediction: str, answers: Sequence[str], numbers: bool) -> list[tuple
 
 
 def _lower(text: str) -> str:
-    return text.lower().replace("−", "-")  # U+2212 is a symbol to Unicode, and a dash to who types 4−2
+    text = text.replace("−", "-")  # U+2212 is a symbol to Unicode, and a dash to who types 4−2
+    return unicodedata.normalize("NFC", text.lower())
 
 
 def _bare(text: str) -> str:

@@ -172,6 +172,15 @@ class EvaluationResult(Figures, _Head):
     timestamp: str = Field(description="ISO 8601, UTC")
 
 
+def is_result(path: Path) -> bool:
+    """Whether a file is an evaluation's, of whatever version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"format_version", "label", "questions"} <= content.keys()
+
+
 def read_result(path: Path) -> EvaluationResult:
     """The result in a file. Raises: DataError where it cannot be read or is of another version."""
     remedy = "run mlx-lora eval again"

@@ -73,8 +73,9 @@ def compare(base_rows: Sequence[ScoredAnswer], adapter_rows: Sequence[ScoredAnsw
     base, adapter = summarize(base_rows), summarize(adapter_rows)
     tests = {name: _test(name, base_rows, adapter_rows) for name in base.values}
     looked_at = [tests[name] for name in dict.fromkeys([metric, *_LOOKED_AT[kind_of(base_rows)]])]
-    # Metrics that saw the very same changes are one test, not two chances of a false alarm.
-    level = ALPHA / len({(one.changes.fixed, one.changes.broken, one.higher, one.lower) for one in looked_at})
+    # Metrics that saw the very same changes are one test, not two chances of a false alarm; without changes, none.
+    changed = [one for one in looked_at if one.higher or one.lower]
+    level = ALPHA / max(1, len({(one.changes.fixed, one.changes.broken, one.higher, one.lower) for one in changed}))
     gained = tuple(one.metric for one in looked_at if one.higher > one.lower and one.p < level)
     lost = tuple(one.metric for one in looked_at if one.higher < one.lower and one.p < level)
     damage = find_damage(adapter_rows)

@@ -13,7 +13,7 @@ from mlx_lora.report.answers import metric_name, share_text
 from mlx_lora.report.asking import changed_since
 from mlx_lora.report.events import number
 from mlx_lora.report.facts import Table, adapter_facts, base_facts, data_table, environment
-from mlx_lora.report.privacy import short_path, without_paths
+from mlx_lora.report.privacy import short_path, without_answers, without_paths
 from mlx_lora.report.runs import Run
 
 _HUB_NAMES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # built in here, and where it comes from
@@ -78,8 +78,8 @@ def _run_parts(run: Run) -> list[str]:
             for one in run.results
         ]
         found.append(f"## Scores\n\nOf the adapter on its base, with 95 % intervals.\n\n{_table(Table(columns, rows))}")
-        told = [changed_since(run, one) or _verdict(one) for one in run.results]
-        found += [text for text in told if text]
+        told = [[changed_since(run, one) or _verdict(one), run.memory_remark(one)] for one in run.results]
+        found += [" ".join(filter(None, texts)) for texts in told if any(texts)]
     else:
         found.append("## Scores\n\nIt was not evaluated: nobody knows yet what it learned.")
     if (origin := merged_from(run)) is not None:
@@ -113,7 +113,7 @@ def _asked(run: Run, result: EvaluationResult) -> str:
 
 
 def _verdict(result: EvaluationResult) -> str:
-    return "" if result.verdict is None else f"{result.data.name}: {result.verdict.sentence}."
+    return "" if result.verdict is None else f"{result.data.name}: {without_answers(result.verdict.sentence)}."
 
 
 def _front(hub: str | None, licence: str | None, tags: Sequence[str], relation: str) -> str:

@@ -42,9 +42,12 @@ class Events:
 
     @property
     def facts(self) -> Event:
-        """What the run's first line tells of schedule, data, engine and machine; empty for runs before it did."""
-        found = self.start.get("run")
-        return found if isinstance(found, Mapping) else {}
+        """What the run told of schedule, data, engine and machine when it last began or went on, and when it began.
+
+        Empty for runs of versions that did not tell.
+        """
+        told = [run for one in (self.start, *self.of("resume")) if isinstance(run := one.get("run"), Mapping)]
+        return {**told[-1], **{name: told[0][name] for name in ("started",) if name in told[0]}} if told else {}
 
 
 def read_events(path: Path) -> Events:
@@ -62,7 +65,8 @@ def read_events(path: Path) -> Events:
     for number, line in enumerate(lines, start=1):
         event = _event(line)
         if event is not None:
-            if event["event"] == "start" and not any(one["event"] == "start" for one in whole):
+            first = event["event"] == "start" and not any(one["event"] == "start" for one in whole)
+            if first or event["event"] == "resume":
                 require_start_event(event, f"{path}:{number}")
             whole.append(event)
         elif line.strip():

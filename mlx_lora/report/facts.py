@@ -48,9 +48,9 @@ def tiles(run: Run) -> Pairs:
     if steps and math.isfinite(seconds):
         clock = format_seconds(seconds)
         found.append(("time in steps", f"{clock} {'h' if clock.count(':') == 2 else 'min'}"))
-        found.append(
-            ("trained tokens a second", shown(_rounded(sum(number(one, "targets") for one in steps) / seconds)))
-        )
+        trained = sum(number(one, "targets") for one in steps)
+        if seconds > 0 and math.isfinite(trained):
+            found.append(("trained tokens a second", shown(_rounded(trained / seconds))))
     if run.best_validation is not None:
         found.append(("best validation loss", f"{number(run.best_validation, 'loss'):.4f}"))
     peaks = [number(step, "peak_bytes") for step in steps]

@@ -50,7 +50,7 @@ def learning_headline(run: Run) -> Headline:
     own = _of_this_step(run, run.learning_results)
     asked = [result for result in own if result.verdict is not None]
     if asked:
-        found = _worst([_learned(result, run.was_trained_on(result)) for result in asked])
+        found = _worst([_learned(result, run) for result in asked])
         return _beside(found, run, run.learning_results)
     if not run.learning_results:
         return _by_losses(run, eval_command(run), "Nobody asked it questions yet.")
@@ -67,7 +67,10 @@ def forgetting_headline(run: Run) -> Headline:
     own = _of_this_step(run, run.retention_results)
     asked = [result for result in own if result.verdict is not None]
     if asked:
-        return _beside(_worst([_kept(result) for result in asked]), run, run.retention_results)
+        found = [_kept(result) for result in asked]
+        if run.retention is not None and all(result.data.name != run.retention.data for result in asked):
+            found.append(_at_the_end(run.retention))  # of other questions: no result here takes its place
+        return _beside(_worst(found), run, run.retention_results)
     if run.retention is not None:
         return _at_the_end(run.retention)
     if run.retention_results and not own:
@@ -92,13 +95,19 @@ def _beside(headline: Headline, run: Run, results: list[EvaluationResult]) -> He
     return replace(headline, sentence=" ".join(filter(None, [headline.sentence, *told])))
 
 
-def _learned(result: EvaluationResult, trained_on: bool) -> Headline:
-    found = _compared(result, _LEARNED)
-    if not trained_on:
+def _learned(result: EvaluationResult, run: Run) -> Headline:
+    found, remark = _compared(result, _LEARNED), run.memory_remark(result)
+    if not remark:
         return found
-    title = "It knows its training rows" if found.state == "good" else found.title
-    sentence = f"{found.sentence} These are the rows that it was trained on: this shows memory, not learning."
-    return Headline(found.state, title, sentence)
+    found = replace(found, sentence=f"{found.sentence} {remark}")
+    if found.state != "good":
+        return found
+    if run.trained_share(result) == 1:
+        return replace(found, title="It knows its training rows")
+    counts = (result.comparison or {}).get(shown_metric(result))
+    gained = counts.fixed if isinstance(counts, RightOrWrong) else counts.higher if counts is not None else 0
+    by_heart = gained <= (result.data.trained_questions or 0)  # what was asked in training can be all of the gain
+    return replace(found, state="unsure", title="It may only remember") if by_heart else found
 
 
 def _kept(result: EvaluationResult) -> Headline:

@@ -117,11 +117,12 @@ def _result(run: Run, result: EvaluationResult, key: str) -> Mapping[str, Any]:
     rows += [[f"{name}: {group}", *cells] for group, *cells in answers.category_rows(result)]
     facts_known, missed = answers.fact_row(result), answers.missed_facts(result)
     rows += [facts_known] if facts_known is not None else []
-    trained = " These are the rows that it was trained on." if run.was_trained_on(result) else ""
     return {
         "key": key,
         "name": result.data.name,
-        "introduction": " ".join(filter(None, [introduction(result) + trained, changed_since(run, result)])),
+        "introduction": " ".join(
+            filter(None, [introduction(result), run.memory_remark(result), changed_since(run, result)])
+        ),
         "caption": f"{name}, in percent{spread(result)}",
         "bars": bars,
         "figures": facts.Table(["", *columns], [*answers.figure_rows(figures, result.metrics), *rows]),

@@ -38,6 +38,7 @@ _PATH = re.compile(
 _QUOTED_PATH = re.compile(r"""(['"])((?:~|[A-Za-z]:)?[/\\][^'"\n]*[/\\][^'"\n]*)\1""")
 _PATH_ALONE = re.compile(r"(?:~|[A-Za-z]:)?[/\\][^\n:;,\"'()<>]*[/\\][^\n:;,\"'()<>]+")
 _WHOLE_PATH = re.compile(r"(?:~|[A-Za-z]:)?[/\\].*", re.DOTALL)
+_QUOTED_ANSWER = re.compile(r"(answers are one and the same): \".*\"", re.DOTALL)
 _KEPT_PARTS = 2
 _HOMES = ("home", "Users")  # the folders in them are called after persons
 
@@ -53,6 +54,11 @@ def without_paths(value: Any) -> Any:
     Of a path in somebody's home folder only what is inside it is kept.
     """
     return _each_text(value, _cut)
+
+
+def without_answers(value: Any) -> Any:
+    """`value` without the answer that a sign of damage quotes ("are one and the same: …", evaluation/damage.py)."""
+    return _each_text(value, lambda text: _QUOTED_ANSWER.sub(r"\1", text))
 
 
 def short_path(path: str) -> str:

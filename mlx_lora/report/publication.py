@@ -12,7 +12,7 @@ from typing import Any
 
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.files import named_errors
-from mlx_lora.report.privacy import without_paths, without_secrets
+from mlx_lora.report.privacy import without_answers, without_paths, without_secrets
 from mlx_lora.report.runs import ADAPTER_CONFIG, METRICS_FILE, RUN_FILE, Run
 
 WEIGHTS = "adapters.safetensors"
@@ -23,7 +23,7 @@ PROMPTS = ("system_prompt", "chat_template", "chat_template_args")
 def publication(folder: Path, run: Run, card: str, secrets: tuple[str, ...] = ()) -> dict[str, bytes | Path]:
     """Path in the repository → content, of an adapter folder with its card.
 
-    Results go without the questions and answers, which are data. secrets: texts that must stand in none of the files.
+    Results and events go without questions and answers, which are data. secrets: texts that none of them may hold.
     Raises: MlxLoraError when a prompt holds a secret.
     """
     files: dict[str, bytes | Path] = {
@@ -37,7 +37,7 @@ def publication(folder: Path, run: Run, card: str, secrets: tuple[str, ...] = ()
         files[METRICS_FILE] = _metrics(folder / METRICS_FILE)
     for result in run.results:
         figures = result.model_dump(mode="json", exclude={"questions"}) | {"questions": []}
-        files[_result_place(result.data.name, files)] = _json(figures)
+        files[_result_place(result.data.name, files)] = _json(without_answers(figures))
     for path, content in files.items():
         if isinstance(content, bytes) and any(secret.encode() in content for secret in secrets if secret):
             raise MlxLoraError(f"{folder}: {path} would hold your access token", "take it out of the run's files")
@@ -77,8 +77,23 @@ def _metrics(path: Path) -> bytes:
         except ValueError:
             continue
         if isinstance(event, Mapping):
-            lines.append(json.dumps(without_paths(event), ensure_ascii=False) + "\n")
+            lines.append(json.dumps(without_paths(_without_rows(event)), ensure_ascii=False) + "\n")
     return "".join(lines).encode()
+
+
+def _without_rows(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An event without the warnings and notes on its data, which quote rows."""
+    run = event.get("run")
+    if not isinstance(run, Mapping):
+        return event
+    kept = {name: value for name, value in run.items() if name != "data_warnings"}
+    if isinstance(data := run.get("data"), Mapping):
+        kept["data"] = {
+            split: {name: value for name, value in facts.items() if name != "notes"}
+            for split, facts in data.items()
+            if isinstance(facts, Mapping)
+        }
+    return {**event, "run": kept}
 
 
 def _json(value: Any) -> bytes:

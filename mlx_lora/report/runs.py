@@ -5,6 +5,7 @@ import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os.path import normpath
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,13 @@ class Run:
 
     @property
     def learning_results(self) -> list[EvaluationResult]:
-        """Those that can tell whether it learned: the run's own test rows, else all that are not for retention."""
+        """Those that can tell whether it learned: of the run's own test rows, else of its validation rows, else of
+        what it held out, else all that are not for retention."""
         others = [one for one in self.results if not self.is_retention(one)]
-        own = [one for one in others if one.data.source == short_path(str(self.setting("data.test")))]
-        return own or others
+        named = ([one for one in others if self._is_of(one, f"data.{split}")] for split in ("test", "valid"))
+        of_train = [one for one in others if self._is_of(one, "data.train") and self.trained_share(one) < 1]
+        held_out = [one for one in of_train if one.data.held_out]
+        return next((own for own in (*named, held_out, of_train) if own), others)
 
     @property
     def retention_results(self) -> list[EvaluationResult]:
@@ -107,19 +111,33 @@ class Run:
 
     def is_retention(self, result: EvaluationResult) -> bool:
         """Whether a result is of questions that the run was not to teach, but to leave as they were."""
-        named = {*BUILTIN_DATA_SETS, short_path(str(self.setting("train.retention")))}
-        return result.data.name in BUILTIN_DATA_SETS or result.data.source in named
+        builtin = not BUILTIN_DATA_SETS.keys().isdisjoint((result.data.name, result.data.source))
+        return builtin or self._is_of(result, "train.retention")
+
+    def _is_of(self, result: EvaluationResult, setting: str) -> bool:
+        """Whether a result is of the data that a setting names, however its path was spelled."""
+        named = self.setting(setting)
+        return named is not None and normpath(result.data.source) == normpath(short_path(str(named)))
 
     def other_step(self, result: EvaluationResult) -> int | None:
         """The step of the adapter that was asked, where the file has one of another step; None where nobody knows."""
         asked, now = result.settings.get("adapter_step"), self.adapter.get("step")
         return asked if isinstance(asked, int) and isinstance(now, int) and asked != now else None
 
-    def was_trained_on(self, result: EvaluationResult) -> bool:
-        """Whether the questions of a result are the very rows of the training."""
-        hashes = self.origin.get("data_sha256")
-        same = isinstance(hashes, Mapping) and hashes.get("train") == result.data.sha256
-        return result.data.trained_on or same
+    def trained_share(self, result: EvaluationResult) -> float:
+        """Which share of a result's questions the training asked too, as far as anybody knows; 0 to 1."""
+        hashes, data = self.origin.get("data_sha256"), result.data
+        if data.trained_on or (isinstance(hashes, Mapping) and hashes.get("train") == data.sha256):
+            return 1.0
+        return min((data.trained_questions or 0) / max(data.asked, 1), 1.0)
+
+    def memory_remark(self, result: EvaluationResult) -> str:
+        """What to say of questions that the training asked too; nothing where none is known to be."""
+        share = self.trained_share(result)
+        if share == 1:
+            return "These are the rows that it was trained on: this shows memory, not learning."
+        of = f"{result.data.trained_questions} of the {result.data.asked}"
+        return f"{of} were asked in training too: there it may be memory." if share else ""
 
     def setting(self, name: str) -> Any:
         """A setting by its dotted name; None where run.yaml does not have it."""

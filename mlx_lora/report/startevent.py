@@ -78,6 +78,6 @@ def require_start_event(event: Mapping[str, Any], place: str) -> None:
         name = ".".join(map(str, fault["loc"]))
         said = fault["msg"].removeprefix("Value error, ")
         raise MlxLoraError(
-            f"{place}: {name} of the start event: {said[0].lower()}{said[1:]}",
+            f"{place}: {name} of the {event.get('event', 'start')} event: {said[0].lower()}{said[1:]}",
             "put back what the run wrote there, or delete the line: the page then does without its facts",
         ) from error

@@ -395,3 +395,18 @@ def test_an_adapter_that_a_run_is_training_is_not_removed(tmp_path):
     with claimed_folder(folder, resume=True, overwrite=False), pytest.raises(MlxLoraError, match="is training into it"):
         run_adapters_remove(str(folder), yes=True)
     assert (folder / "adapters.safetensors").exists()
+
+
+def test_a_score_on_trained_questions_is_said_to_be_one(shelf, tmp_path, capsys):
+    _copy(shelf / "a", tmp_path / "a")
+    for name, trained in (("a-train", {"trained_on": True}), ("b-mixed", {"trained_questions": 1})):
+        asked = result(("fixed", "kept right", "kept wrong"), name=name, source=f"{name}.jsonl")
+        asked = asked.model_copy(update={"data": asked.data.model_copy(update=trained)})
+        (tmp_path / "a/eval" / f"{name}.json").write_text(asked.model_dump_json())
+    run_adapters_show(str(tmp_path / "a"))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "67 % (21–94), all asked in training" in shown
+    assert "67 % (21–94), 1 asked in training" in shown
+    run_adapters_list(tmp_path, json_output=True)
+    score = _json(capsys)["adapters"][0]["score"]
+    assert score["trained_share"] == pytest.approx(1 / 3)

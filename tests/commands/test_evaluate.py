@@ -383,6 +383,62 @@ def test_an_earlier_result_that_was_asked_in_another_way_is_named_before_it_is_w
     assert asked(max_tokens=2) == []
 
 
+def test_other_questions_and_other_answers_are_not_written_over_unsaid(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two files of one name, two adapters into one file, a custom metric gone: each was replaced without a word."""
+    monkeypatch.chdir(tmp_path)
+    for sport in ("hockey", "soccer"):
+        Path(sport).mkdir()
+        Path(sport, "quiz.jsonl").write_text(f'{{"question": "Who won in {sport}?", "answer": "Ann"}}\n')
+    for name in ("good", "other"):
+        shutil.copytree(workshop / name, name, ignore=shutil.ignore_patterns("eval"))
+
+    def asked(name: str, data: str, **options: Any) -> list[str]:
+        assert run_evaluate([Path(name)], data=[data], max_tokens=2, **options) == 0
+        said = capsys.readouterr().err.replace("note: ", "").replace(" (--output FOLDER writes elsewhere)", "")
+        return [line for line in said.splitlines() if "written over" in line]
+
+    assert asked("good", "hockey/quiz.jsonl") == []
+    over = "good/eval/quiz.json will be written over: it holds"
+    assert asked("good", "soccer/quiz.jsonl") == [f"{over} answers to hockey/quiz.jsonl"]
+    Path("soccer/quiz.jsonl").write_text('{"question": "Who lost?", "answer": "Bob"}\n')
+    assert asked("good", "soccer/quiz.jsonl") == [f"{over} answers to other rows of soccer/quiz.jsonl"]
+    assert asked("good", "soccer/quiz.jsonl", output=Path("o.json")) == []
+    assert asked("other", "soccer/quiz.jsonl", output=Path("o.json")) == [
+        "o.json will be written over: it holds the answers of good"
+    ]
+    result = json.loads(Path("o.json").read_text())
+    Path("o.json").write_text(
+        json.dumps({**result, "settings": {**result["settings"], "custom_metrics": {"my": "m:f"}}})
+    )
+    assert asked("other", "soccer/quiz.jsonl", output=Path("o.json")) == [
+        "o.json will be written over: it was asked with custom_metrics my"
+    ]
+
+
+def test_options_that_choices_do_not_have_are_no_other_way_to_ask(
+    workshop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "picked.jsonl").write_text('{"question": "Who?", "answer": "Ann", "choices": ["Ann", "Bob"]}\n' * 2)
+    folder = shutil.copytree(workshop / "good", tmp_path / "good")
+    for options in ({"max_tokens": 64}, {"max_tokens": 2, "numbers": True}):
+        assert run_evaluate([folder], data=[str(tmp_path / "picked.jsonl")], **options) == 0
+        assert "written over" not in capsys.readouterr().err
+    assert run_evaluate([folder], data=[str(tmp_path / "picked.jsonl")], limit=1) == 0
+    assert "it was asked with limit none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"name": "my-package"}', '[{"question": "Who?", "answer": "Ann"}]', "not JSON"])
+def test_a_file_that_is_no_result_is_never_replaced(workshop: Path, tmp_path: Path, content: str) -> None:
+    data, output = tmp_path / "asked.jsonl", tmp_path / "package.json"
+    data.write_text('{"question": "Who?", "answer": "Ann"}\n')
+    output.write_text(content)
+    with pytest.raises(ConfigError, match=r"--output .*package\.json: exists and is no result of mlx-lora eval"):
+        run_evaluate([workshop / "good"], data=[str(data)], max_tokens=2, output=output)
+    assert output.read_text() == content
+
+
 @pytest.mark.parametrize(
     ("names", "options", "words"),
     [

@@ -285,3 +285,23 @@ def test_a_disk_that_takes_nothing_is_not_called_a_network(hub, adapter, monkeyp
         run_pull(NAME)
     assert remedy in str(raised.value.hint)
     assert "cannot be reached" not in raised.value.message
+
+
+def test_no_row_and_no_answer_is_sent_in_an_event_or_a_sign(hub, adapter):
+    """Found by reading: warnings on data quote both answers of a contradiction, signs of damage the common answer."""
+    said = 'rows.jsonl:3: "secret 1" contradicts "secret 2" at rows.jsonl:1: the same question'
+    data = {"train": {"rows": 2, "notes": ["secret 3"]}}
+    start = {"event": "start", "step": 0, "run": {"total_steps": 2, "data_warnings": [said], "data": data}}
+    (adapter / "metrics.jsonl").write_text(f"{json.dumps(start)}\n{json.dumps({**start, 'event': 'resume'})}\n")
+    sign = '5 of 5 answers are one and the same: "secret 4"'
+    one = result()
+    told = one.verdict.model_copy(update={"signs": [sign], "sentence": f"it broke ({sign})"})
+    one = one.model_copy(update={"signs": [sign], "verdict": told})
+    (adapter / "eval/data-test.json").write_text(one.model_dump_json())
+    assert run_push("one", NAME) == 0
+    files = _pushed(hub)
+    for path, content in files.items():
+        assert b"secret" not in content, path
+    sent = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
+    assert [event["run"] for event in sent] == [{"total_steps": 2, "data": {"train": {"rows": 2}}}] * 2
+    assert json.loads(files["eval/data-test.json"])["signs"] == ["5 of 5 answers are one and the same"]

@@ -16,6 +16,8 @@ from mlx_lora.commands import train as train_command
 from mlx_lora.commands import trainloop
 from mlx_lora.commands.train import run_train
 from mlx_lora.errors import DataError, MlxLoraError, TrainingError
+from mlx_lora.report.facts import notes, tiles
+from mlx_lora.report.runs import read_run
 from mlx_lora.training import storefolder
 from mlx_lora.training.checkpoint import find_checkpoint, list_checkpoints
 from mlx_lora.training.runfolder import claimed_folder
@@ -89,6 +91,11 @@ def test_a_constant_schedule_can_be_lengthened_to_what_the_longer_run_would_have
     assert run_train(path, ["train.epochs=null", "train.steps=15"], resume=True, force=True) == 0
     assert ending(tmp_path / "run")["adapters.safetensors"] == ending(tmp_path / "whole")["adapters.safetensors"]
     assert ending(tmp_path / "run")["step"] == ending(tmp_path / "whole")["step"]
+    (went_on,) = events(tmp_path / "run", "resume")
+    assert (went_on["step"], went_on["run"]["total_steps"]) == (9, 15)
+    run = read_run(tmp_path / "run")
+    assert dict(tiles(run))["steps"] == "15"
+    assert ("It was stopped and resumed after step 9.", None) in notes(run)
     with pytest.raises(TrainingError, match=r"total_steps: was 15, is 9$"):  # these steps are made
         run_train(path, resume=True, force=True)
 

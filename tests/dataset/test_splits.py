@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlx_lora.config import DataSettings
 from mlx_lora.dataset.formats import record_from_row
-from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.record import Record, folded
 from mlx_lora.dataset.splits import load_splits, records_sha256, split_by_question
 
 QUESTIONS = st.lists(st.sampled_from([f"Question {number}?" for number in range(30)]), min_size=1, max_size=60)
@@ -161,3 +161,7 @@ def test_the_digest_hangs_on_what_the_rows_say() -> None:
     one, moved = record("Q"), record_from_row({"prompt": "Q", "completion": "A"}, "elsewhere:9")
     assert records_sha256([one]) == records_sha256([moved])
     assert len({records_sha256(rows) for rows in ([one], [one, one], [record("Q", "B")], [])}) == 4
+
+
+def test_a_question_with_letters_in_two_parts_is_the_same_question() -> None:
+    assert folded("Où est  Montre\u0301al?") == folded("OU\u0300 EST MONTR\u00c9AL?")

@@ -240,3 +240,13 @@ def test_enough_facts_leave_a_sceptic_nothing_to_say_and_single_forms_no_second_
         _facts({name: ["wrong"] for name in names}), _facts({name: ["right"] for name in names}), "contains"
     )
     assert (single.tests["contains"].facts, single.tests["contains"].p_by_fact) == (None, None)
+
+
+def test_a_metric_that_changed_nowhere_is_no_second_chance_of_a_false_alarm() -> None:
+    """Answers in sentences: exact match has nothing to lose, so contains alone is the test, at the whole level."""
+    before = [row("It is right." if place < 12 else "no", question=f"{place}?") for place in range(15)]
+    after = [row("It is right." if place >= 12 else "no", question=f"{place}?") for place in range(15)]
+    found = compare(before, after, "contains")
+    assert (found.tests["exact_match"].higher, found.tests["exact_match"].lower) == (0, 0)
+    assert 0.025 < found.p < 0.05
+    assert (found.kind, found.lost) == ("worse", ("contains",))

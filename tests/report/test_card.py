@@ -108,3 +108,20 @@ def test_a_config_that_was_edited_has_a_card_all_the_same(tmp_path, facts, sente
     config = {"fine_tune_type": "lora", "mlx_lora": {"model": "tiny", **facts}}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     assert sentence in adapter_card(read_run(folder), name="anna/one")
+
+
+def test_the_card_says_which_questions_were_trained(tmp_path):
+    asked = result()
+    asked = asked.model_copy(update={"data": asked.data.model_copy(update={"trained_on": True})})
+    card = adapter_card(read_run(write_run(tmp_path / "one", results=[asked])), name="anna/one")
+    told = "the base 2 of 5: learned. These are the rows that it was trained on: this shows memory, not learning."
+    assert told in card
+
+
+def test_an_answer_that_a_sign_of_damage_quotes_is_not_in_the_card(tmp_path):
+    asked = result()
+    sentence = 'the adapter broke the model (5 of 5 answers are one and the same: "the "secret" is 42")'
+    asked = asked.model_copy(update={"verdict": asked.verdict.model_copy(update={"sentence": sentence})})
+    card = adapter_card(read_run(write_run(tmp_path / "one", results=[asked])), name="anna/one")
+    assert "data-test: the adapter broke the model (5 of 5 answers are one and the same).\n" in card
+    assert "secret" not in card

@@ -256,3 +256,53 @@ def test_a_base_that_knows_five_at_the_end_knows_too_few(tmp_path):
 def test_a_retention_event_of_another_version_is_passed_over(tmp_path):
     run = read(tmp_path, events=[*whole_run(), {"event": "retention", "step": 6}])
     assert forgetting_headline(run).title == "Forgetting was not measured"
+
+
+RETENTION = {
+    **{"event": "retention", "step": 6, "data": "my-facts", "metric": "contains", "questions": 50},
+    **{"base": 37, "adapter": 1, "lost": 36, "gained": 0, "p": 1e-9, "forgot": True},
+}
+
+
+def test_what_the_run_itself_found_forgotten_is_not_hidden_by_another_set(tmp_path):
+    kept = result(["kept right"] * 9, kind="no difference", **GENERAL)
+    answer = forgetting_headline(read(tmp_path, kept, events=[*whole_run(), RETENTION]))
+    assert (answer.state, answer.title) == ("bad", "It forgot")
+    assert "36 answers that were right are wrong now" in answer.sentence
+    same = forgetting_headline(read(tmp_path, kept, events=[*whole_run(), {**RETENTION, "data": "general-knowledge"}]))
+    assert (same.state, same.title) == ("good", "It forgot nothing that was asked"), "asked again since"
+
+
+@pytest.mark.parametrize(
+    ("trained", "state", "title", "words"),
+    [
+        (5, "good", "It knows its training rows", "this shows memory, not learning."),
+        (2, "unsure", "It may only remember", "2 of the 5 were asked in training too: there it may be memory."),
+        (1, "good", "It learned", "1 of the 5 were asked in training too: there it may be memory."),
+        (0, "good", "It learned", "the base 2 of 5: learned."),
+    ],
+)
+def test_questions_that_the_training_asked_are_told(tmp_path, trained, state, title, words):
+    """Two of the five questions were fixed: where as many were asked in training, that can be all of the gain."""
+    asked = result()
+    asked = asked.model_copy(update={"data": asked.data.model_copy(update={"trained_questions": trained})})
+    answer = learning_headline(read(tmp_path, asked))
+    assert (answer.state, answer.title) == (state, title)
+    assert answer.sentence.endswith(words)
+
+
+def test_the_runs_own_rows_are_known_however_their_path_is_spelled(tmp_path):
+    own, other = result(source="./data/../data/test.jsonl"), result(name="z", source="data/z.jsonl", kind="worse")
+    assert learning_headline(read(tmp_path / "a", own, other)).title == "It learned"
+    kept = SETTINGS.replace("train:\n  epochs", "train:\n  retention: keep.jsonl\n  epochs")
+    lost = result(name="keep", source="./keep.jsonl", kind="worse")
+    run = read_run(write_run(tmp_path / "b", settings=kept, results=[lost]))
+    assert (forgetting_headline(run).title, run.learning_results) == ("It forgot", [])
+
+
+@pytest.mark.parametrize("source", ["data/valid.jsonl", "data/train.jsonl"])
+def test_without_test_rows_validation_and_held_out_rows_decide(tmp_path, source):
+    settings = SETTINGS.replace("  test: data/test.jsonl\n", "")
+    own, other = result(name="own", source=source), result(name="z", source="data/z.jsonl", kind="worse")
+    run = read_run(write_run(tmp_path / "one", settings=settings, results=[own, other]))
+    assert learning_headline(run).title == "It learned"

@@ -11,7 +11,7 @@ import pytest
 
 from mlx_lora.errors import MlxLoraError
 from mlx_lora.report.comparison import comparison_page
-from mlx_lora.report.facts import notes
+from mlx_lora.report.facts import notes, tiles
 from mlx_lora.report.pages import GENERATOR, run_page
 from mlx_lora.report.runs import read_run
 from tests.report.run_folders import FACTS, SETTINGS, START, result, step, validation, whole_run, write_run
@@ -318,3 +318,19 @@ def test_texts_and_curves_stand_out_in_both_colour_schemes():
                 assert contrast(colours[text][scheme], colours[ground][scheme]) >= 4.5, (text, ground, scheme)
         for curve in ("one", "two", "three", "four", "five", "six", "seven", "eight", "base"):
             assert contrast(colours[curve][scheme], colours["card"][scheme]) >= 3, (curve, scheme)
+
+
+def test_a_lengthened_run_counts_its_steps_by_the_newest_plan(tmp_path):
+    more = {"event": "resume", "step": 6, "run": {**FACTS, "total_steps": 12, "started": "2026-11-23T00:00:00+00:00"}}
+    run = read_run(write_run(tmp_path / "one", [*whole_run()[:-1], more, *(step(number) for number in range(7, 13))]))
+    assert (run.total_steps, run.events.last_step, run.ended_by) == (12, 12, "steps")
+    assert run.facts["started"] == FACTS["started"]
+    assert dict(tiles(run))["steps"] == "12"
+
+
+def test_steps_without_times_or_targets_are_read_around(tmp_path):
+    untold = {name: value for name, value in step(2).items() if name != "targets"}
+    for event in ({**step(1), "seconds": 0.0}, untold):
+        found = dict(tiles(read_run(write_run(tmp_path / "one", [START, event]))))
+        assert "trained tokens a second" not in found
+        assert "time in steps" in found
