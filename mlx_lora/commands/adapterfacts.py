@@ -42,12 +42,14 @@ class Shelved:
     @property
     def result(self) -> EvaluationResult | None:
         """The evaluation that tells best what it learned; None where there is none that can be read."""
-        if self.run is None:
-            return None
-        results = [*self.run.learning_results, *self.run.results]
         run = self.run
-        # Of the adapter in the file before an older one, and of untrained questions before trained ones.
-        return min(results, key=lambda one: (run.other_step(one) is not None, run.trained_share(one)), default=None)
+        if run is None:
+            return None
+
+        def rank(one: EvaluationResult) -> tuple[bool, bool, bool]:
+            return run.other_step(one) is not None, run.is_retention(one), run.trained_share(one) == 1
+
+        return min([*run.learning_results, *run.results], key=rank, default=None)  # the first of equals
 
     @property
     def scores(self) -> list[dict[str, Any]]:

@@ -64,10 +64,10 @@ def run_evaluate(
         "temperature": temperature,
         "normalize_numbers": numbers,
         "limit": limit,
-        "custom_metrics": {one.name: one.target for one in custom},
     }
     asked["seed"] = seed if temperature > 0 else None
-    for note in check_places(subjects, sources, output, asked, with_base=base):
+    targets = {one.name: one.target for one in custom}
+    for note in check_places(subjects, sources, output, asked, custom=targets, with_base=base):
         _note(note)
     _check_metrics(metrics, sources)
     loaded = _load(subjects, model, revision)

@@ -18,12 +18,14 @@ def check_places(
     output: Path | None,
     asked: Mapping[str, Any],
     *,
+    custom: Mapping[str, str],
     with_base: bool,
 ) -> list[str]:
     """Raises: MlxLoraError where a result cannot be written, or would be written over what is no result.
 
-    asked: what options and custom metrics settle, by their names in a result. Returns a line for each earlier result of
-    other questions, of another adapter or asked in another way that is about to be written over.
+    asked: the settings that options give, by their names in a result; custom: metrics from entry points, with what they
+    call. Returns a line for each earlier result of other questions, of another adapter, asked in another way or with
+    a metric that is not asked for now, that is about to be written over.
     """
     own_data, taken, lines = {typed_path(source.path).resolve() for source in sources}, dict[Path, str](), list[str]()
     everyone: Sequence[Subject | None] = subjects or [None]
@@ -39,7 +41,7 @@ def check_places(
                 raise ConfigError(fact, "leave --output out, or evaluate them one at a time")
             if place.resolve() in own_data:
                 raise ConfigError(f"--output {place}: holds what is asked", "give another file or folder")
-            if line := _written_over(place, label, subject, source, asked, with_base):
+            if line := _written_over(place, label, subject, source, asked, custom, with_base):
                 lines.append(line)
     return lines
 
@@ -61,6 +63,7 @@ def _written_over(
     subject: "Subject | None",
     source: "Source",
     asked: Mapping[str, Any],
+    custom: Mapping[str, str],
     with_base: bool,
 ) -> str | None:
     """What to say of the earlier result there; None where these answers replace those to the same questions.
@@ -78,7 +81,7 @@ def _written_over(
         result = read_result(place)
     except DataError:
         return None  # of another version: nothing that another command would read
-    other = _otherwise(result, label, subject, source, asked, with_base)
+    other = _otherwise(result, label, subject, source, asked, custom, with_base)
     if not other:
         return None
     return f"{place} will be written over: {', '.join(other)} (--output FOLDER writes elsewhere)"
@@ -90,6 +93,7 @@ def _otherwise(
     subject: "Subject | None",
     source: "Source",
     asked: Mapping[str, Any],
+    custom: Mapping[str, str],
     with_base: bool,
 ) -> list[str]:
     """What sets an earlier result apart, in words: whose answers, which questions, how they were asked."""
@@ -101,13 +105,14 @@ def _otherwise(
     if data.sha256 != source.sha256:
         same = typed_path(data.source).resolve() == typed_path(source.path).resolve()
         found.append(f"it holds answers to {'other rows of ' if same else ''}{data.source}")
-    names = ["limit", "custom_metrics"] if source.kind == "choice" else list(asked)
+    names = ["limit"] if source.kind == "choice" else list(asked)
     ways = [f"{name} {_told(earlier[name])}" for name in names if name in earlier and earlier[name] != asked[name]]
+    ways += [
+        f"--metric {name}" for name, target in earlier.get("custom_metrics", {}).items() if custom.get(name) != target
+    ]
     ways += ["the base beside it"] if result.base is not None and not with_base else []
     return found + ([f"it was asked with {', '.join(ways)}"] if ways else [])
 
 
 def _told(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return " and ".join(value) or "none"
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value).lower()

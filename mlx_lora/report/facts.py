@@ -67,7 +67,7 @@ def run_facts(run: Run) -> Pairs:
     return _known(
         ("started", str(facts.get("started", "")).replace("T", " ").replace("+00:00", " UTC")),
         ("ended", _ENDS.get(run.ended_by, run.ended_by)),
-        ("resumed", ", ".join(f"after step {event.get('step')}" for event in run.events.of("resume"))),
+        ("resumed", ", ".join(f"after step {step}" for step in run.resumed_after)),
         ("epochs", shown(_rounded(number(run.events.steps[-1], "epoch"))) if run.events.steps else ""),
         ("ranks", str(run.ranks)),
         ("padding", _percent(_mean([number(step, "padding_share") for step in run.events.steps]))),
@@ -157,7 +157,7 @@ def notes(run: Run) -> list[tuple[str, str | None]]:
         found.append((f"It ended after {place}, {_ENDS[run.ended_by]}.", again))
     elif not run.ended_by and events.steps:
         found.append((f"Its files end at {place}: it was killed, still runs, or an older version trained it.", again))
-    found += [(f"It was stopped and resumed after step {event.get('step')}.", None) for event in events.of("resume")]
+    found += [(f"It was stopped and resumed after step {step}.", None) for step in run.resumed_after]
     if events.steps and not events.validations:
         found.append(("There was no validation: set data.valid, or data.valid_share, to see when to stop.", None))
     if run.ranks > 1:

@@ -18,6 +18,7 @@ from mlx_lora.report.privacy import short_path, without_paths, yaml_without_path
 from mlx_lora.report.results import Retention, read_results, read_retention
 from mlx_lora.runfile.loader import YamlError, parse_yaml
 
+_TRAINED_ROWS = "These are the rows that it was trained on"
 RUN_FILE, METRICS_FILE, ADAPTER_CONFIG = "run.yaml", "metrics.jsonl", "adapter_config.json"
 
 
@@ -90,6 +91,12 @@ class Run:
         return "steps" if self.events.steps and self.events.last_step == self.total_steps else ""
 
     @property
+    def resumed_after(self) -> list[int]:
+        """The steps after which it was stopped and went on, each once."""
+        steps = dict.fromkeys(event.get("step") for event in self.events.of("resume"))
+        return [step for step in steps if isinstance(step, int) and step < self.events.last_step]
+
+    @property
     def learning_results(self) -> list[EvaluationResult]:
         """Those that can tell whether it learned: of the run's own test rows, else of its validation rows, else of
         what it held out, else all that are not for retention."""
@@ -133,10 +140,12 @@ class Run:
 
     def memory_remark(self, result: EvaluationResult) -> str:
         """What to say of questions that the training asked too; nothing where none is known to be."""
-        share = self.trained_share(result)
+        share, data = self.trained_share(result), result.data
         if share == 1:
-            return "These are the rows that it was trained on: this shows memory, not learning."
-        of = f"{result.data.trained_questions} of the {result.data.asked}"
+            other_rows = data.trained_questions and not data.trained_on
+            told = f"All {data.asked} were asked in training too" if other_rows else _TRAINED_ROWS
+            return f"{told}: this shows memory, not learning."
+        of = f"{data.trained_questions} of the {data.asked}"
         return f"{of} were asked in training too: there it may be memory." if share else ""
 
     def setting(self, name: str) -> Any:

@@ -410,3 +410,7 @@ def test_a_score_on_trained_questions_is_said_to_be_one(shelf, tmp_path, capsys)
     run_adapters_list(tmp_path, json_output=True)
     score = _json(capsys)["adapters"][0]["score"]
     assert score["trained_share"] == pytest.approx(1 / 3)
+    kept = result(("kept right",), name="general-knowledge", source="general-knowledge")
+    (tmp_path / "a/eval/general-knowledge.json").write_text(kept.model_dump_json())
+    run_adapters_list(tmp_path, json_output=True)
+    assert _json(capsys)["adapters"][0]["score"]["data"] == "b-mixed", "what it keeps is not what it learned"

@@ -408,12 +408,14 @@ def test_other_questions_and_other_answers_are_not_written_over_unsaid(
     assert asked("other", "soccer/quiz.jsonl", output=Path("o.json")) == [
         "o.json will be written over: it holds the answers of good"
     ]
+    Path("unlost.py").write_text("def says(answer, accepted):\n    return True\n")
+    assert asked("other", "soccer/quiz.jsonl", output=Path("o.json"), metrics=["unlost:says", "contains"]) == []
     result = json.loads(Path("o.json").read_text())
     Path("o.json").write_text(
         json.dumps({**result, "settings": {**result["settings"], "custom_metrics": {"my": "m:f"}}})
     )
     assert asked("other", "soccer/quiz.jsonl", output=Path("o.json")) == [
-        "o.json will be written over: it was asked with custom_metrics my"
+        "o.json will be written over: it was asked with --metric my"
     ]
 
 

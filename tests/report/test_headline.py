@@ -276,7 +276,7 @@ def test_what_the_run_itself_found_forgotten_is_not_hidden_by_another_set(tmp_pa
 @pytest.mark.parametrize(
     ("trained", "state", "title", "words"),
     [
-        (5, "good", "It knows its training rows", "this shows memory, not learning."),
+        (5, "good", "It knows its training rows", "All 5 were asked in training too: this shows memory, not learning."),
         (2, "unsure", "It may only remember", "2 of the 5 were asked in training too: there it may be memory."),
         (1, "good", "It learned", "1 of the 5 were asked in training too: there it may be memory."),
         (0, "good", "It learned", "the base 2 of 5: learned."),

@@ -334,3 +334,12 @@ def test_steps_without_times_or_targets_are_read_around(tmp_path):
         found = dict(tiles(read_run(write_run(tmp_path / "one", [START, event]))))
         assert "trained tokens a second" not in found
         assert "time in steps" in found
+
+
+def test_a_resume_without_a_step_after_it_is_no_part_of_the_story(tmp_path):
+    """A whole run that is told to resume makes no step; one that is stopped at once resumes twice after one step."""
+    again = {"event": "resume", "step": 3, "run": FACTS}
+    events = whole_run()
+    events[6:6] = [again, again]
+    text = said(tmp_path, [*events, {**again, "step": 6}])
+    assert text == ["It was stopped and resumed after step 3."]
