@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Message = dict[str, Any]  # {"role": ..., "content": text}, with tool_calls etc. as templates want them
-UNTRAINED = "untrained"  # key of an assistant's message that is context only; no template sees it
+# Key of an assistant's message that is context only; no template sees it. True where the row marks the turn so.
+UNTRAINED = "untrained"
+OF_THE_PROMPT = "prompt"  # its value where the turn stands in the prompt, which data.train_on: all trains too
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,20 @@ class Record:
     def question_key(self) -> str:
         """The question without case and spacing: equal keys are the same question."""
         return folded(self.question)
+
+    @property
+    def questions(self) -> tuple[str, ...]:
+        """The user turn that each trained answer answers; the whole text of a `text` row."""
+        if self.text is not None:
+            return (self.text,)
+        asked: list[str] = []
+        last = ""
+        for message in self.messages:
+            if message["role"] == "user":
+                last = str(message["content"])
+            elif is_trained(message) and last:
+                asked.append(last)
+        return tuple(asked)
 
     @property
     def asked_keys(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ training/prompts.py. Knows nothing of MLX.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import numpy as np
 
 from mlx_lora.config import DataSettings
 from mlx_lora.dataset.examples import Example, Expected
-from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.record import Record, folded
 from mlx_lora.dataset.records import read_records
 from mlx_lora.errors import DataError
 from mlx_lora.files import typed_path
@@ -50,7 +51,7 @@ def replay_rows(taught: int, share: float | None) -> int:
 def read_prompts(source: str | None) -> list[Record]:
     """The prompts of a .txt file (one a line), of any data file (its answers are not used), or the built-in ones.
 
-    Each question once. Raises: DataError where there is no such file, or nothing in it.
+    Each prompt once. Raises: DataError where there is no such file, or nothing in it.
     """
     if source is not None and not source.lower().endswith(".txt"):
         records = read_records(source)
@@ -58,22 +59,31 @@ def read_prompts(source: str | None) -> list[Record]:
         records = _read_lines(BUILTIN_PROMPTS if source is None else typed_path(source))
     first: dict[str, Record] = {}
     for record in records:
-        first.setdefault(record.question_key, record)
+        first.setdefault(_prompt_key(record), record)
     return list(first.values())
 
 
+def _prompt_key(record: Record) -> str:
+    """All that the base reads before it answers: "Sum it up." after another text is another prompt."""
+    read = record.messages[:-1]
+    if len(read) <= 1 and not record.tools:
+        return record.question_key
+    told = [{**message, "content": folded(str(message["content"]))} for message in read]
+    return json.dumps([told, record.tools], sort_keys=True, default=str)
+
+
 def without_asked(prompts: Iterable[Record], asked: Iterable[Record]) -> list[Record]:
-    """The prompts that no row of `asked` asks: the base's answer would contradict a taught one."""
-    taken = {record.question_key for record in asked}
+    """The prompts that no turn of a row of `asked` asks: the base's answer would contradict a taught one."""
+    taken = {folded(question) for record in asked for question in record.questions}
     return [record for record in prompts if record.question_key not in taken]
 
 
 def choose_prompts(prompts: Sequence[Record], count: int, seed: int) -> list[Record]:
     """At most `count` prompts in their order, drawn by `seed`; a larger count keeps those of a smaller one."""
     # By hash, not by shuffle: a prompt added to the file does not change which of the others are drawn.
-    drawn = sorted(prompts, key=lambda record: hashlib.sha256(f"{seed}/{record.question_key}".encode()).digest())
-    chosen = {record.question_key for record in drawn[:count]}
-    return [record for record in prompts if record.question_key in chosen]
+    drawn = sorted(prompts, key=lambda record: hashlib.sha256(f"{seed}/{_prompt_key(record)}".encode()).digest())
+    chosen = {_prompt_key(record) for record in drawn[:count]}
+    return [record for record in prompts if _prompt_key(record) in chosen]
 
 
 def draw_beginnings(prompts: Sequence[Record], count: int, seed: int) -> list[str]:
@@ -90,8 +100,8 @@ def choose_written(texts: Iterable[str], count: int, known: Iterable[Record], ke
 
     None that holds all the words of a question `kept_back`, but for small ones: it would rehearse what is measured.
     """
-    seen = {frozenset(_words(record.question)) for record in known}
-    asked = {content_words(record.question) for record in kept_back} - {frozenset()}
+    seen = {frozenset(_words(question)) for record in known for question in record.questions}
+    asked = {content_words(question) for record in kept_back for question in record.questions} - {frozenset()}
     chosen: list[str] = []
     for text in texts:
         words = frozenset(_words(text))

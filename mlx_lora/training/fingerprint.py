@@ -20,7 +20,8 @@ _NOT_COMPARED: dict[str, Any] = {
     "output_dir": True,
     "model": True,  # base
     "revision": True,
-    "data": {"train", "valid", "test", "valid_share", "chat_template"},  # the rows, and their tokens
+    # The rows, and their tokens; the replay prompts.
+    "data": {"train", "valid", "test", "valid_share", "chat_template", "replay_prompts"},
     "lora": {"start_from"},  # its weights
     "train": {"epochs", "steps", "engine", "save_every", "keep_last", "memory_limit_gb"},  # total_steps, engine
 }
@@ -107,6 +108,8 @@ def find_differences(
         now = {**now, "data": {name: part for name, part in now.get("data", {}).items() if name != "replay_written"}}
     for place, old, new in _differing(then, now, ""):
         if place == "settings.lora.init" and old is None and new == "random":  # an earlier version had no other
+            continue
+        if place == "settings.data.replay_prompts":  # an earlier version told the path beside what is in the file
             continue
         safe = next((why for name, why in SAFE.items() if place == name or place.startswith(f"{name}.")), None)
         if place == TOTAL_STEPS and _same_rates(old, new, step, optimizer):

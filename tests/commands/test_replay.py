@@ -85,6 +85,18 @@ def test_resume_refuses_other_replay_rows(rehearse, tmp_path, monkeypatch):
         run_train(path, resume=True)
 
 
+def test_replay_prompts_may_move_before_a_resume(rehearse, tmp_path, monkeypatch):
+    path = rehearse()
+    with monkeypatch.context() as patch:
+        interrupted_after(2, patch)
+        assert run_train(path) == 130
+    (tmp_path / "prompts.txt").rename(tmp_path / "moved.txt")
+    moved = ["data.replay_prompts=" + str(tmp_path / "moved.txt")]
+    assert run_train(path, moved, resume=True) == 0
+    earlier = {"settings": {"data": {"replay_prompts": "prompts.txt"}}, "data": {}}  # as an earlier version told it
+    assert find_differences(earlier, {"settings": {"data": {}}, "data": {}}, 2, OptimizerSettings()) == []
+
+
 def test_answers_with_other_rounding_can_be_taken_for_the_same(rehearse, tmp_path, monkeypatch):
     path = rehearse()
     with monkeypatch.context() as patch:

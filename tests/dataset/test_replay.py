@@ -1,5 +1,6 @@
 """Replay rows: which prompts, how many, and what of them is trained."""
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from mlx_lora.config import DataSettings
 from mlx_lora.dataset.batches import collate
 from mlx_lora.dataset.examples import Example, Expected
-from mlx_lora.dataset.record import Record
+from mlx_lora.dataset.record import UNTRAINED, Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.dataset.replay import (
     BaseAnswer,
@@ -126,6 +127,38 @@ def test_what_the_run_teaches_or_asks_is_never_replayed() -> None:
     asked = prompts("who won  the CUP in 1990?")
     found = without_asked(prompts("Who won the Cup in 1990?", "Who are you?"), asked)
     assert [record.question for record in found] == ["Who are you?"]
+
+
+CHAT = (
+    {"role": "user", "content": "Capital of Zorb?"},
+    {"role": "assistant", "content": "Zed"},
+    {"role": "user", "content": "And of Zarb?"},
+    {"role": "assistant", "content": "Zad"},
+)
+
+
+def test_an_earlier_question_of_a_taught_conversation_is_not_replayed_unless_it_is_context_only() -> None:
+    listed = prompts("capital of  Zorb?", "And of Zarb?", "Who are you?")
+    assert [record.question for record in without_asked(listed, [Record(CHAT)])] == ["Who are you?"]
+    context_only = Record((CHAT[0], CHAT[1] | {UNTRAINED: True}, *CHAT[2:]))
+    assert without_asked(listed, [context_only]) == [listed[0], listed[2]]
+
+
+def test_an_earlier_question_of_a_conversation_that_is_kept_back_is_not_written() -> None:
+    written = ["What is the capital of Zorb?", "What about Zarb?", "What is the capital of Zurb?"]
+    assert choose_written(written, 9, [], [Record(CHAT)]) == ["What is the capital of Zurb?"]
+    assert choose_written(["And capital of Zorb?", "Of zorb, capital?"], 9, [Record(CHAT)], []) == [
+        "And capital of Zorb?"
+    ]
+
+
+def test_one_question_under_other_texts_is_as_many_prompts(tmp_path: Path) -> None:
+    rows = [{"question": "Sum it up.", "system": f"Text {n}", "answer": "-"} for n in (1, 2, 3, 2)]
+    rows.append({"question": "sum it  up.", "answer": "-"})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    found = read_prompts(str(tmp_path / "rows.jsonl"))
+    assert [record.messages[0]["content"] for record in found] == ["Text 1", "Text 2", "Text 3", "sum it  up."]
+    assert [len(choose_prompts(found, count, 0)) for count in (1, 2, 3, 4)] == [1, 2, 3, 4]
 
 
 def test_prompts_come_from_lines_or_from_rows_whose_answers_are_not_used(tmp_path: Path) -> None:
