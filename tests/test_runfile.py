@@ -253,6 +253,27 @@ OVERRIDE_FAULTS = [
         "--set data.system_prompt: '#1 in all things' is a comment to YAML, and would be dropped",
         "quotes of its own keep a text whole: --set 'data.system_prompt=\"#1 in all things\"'",
     ),
+    # Found by a review in session 15: the lines of $(cat system.txt) were joined, and &marks dropped, without a word.
+    (
+        "data.system_prompt=Be brief.\n  Be kind.\n",
+        "--set data.system_prompt: YAML would join its lines into one",
+        "quotes of its own keep a text whole: --set 'data.system_prompt=\"Be brief.\\n  Be kind.\"'",
+    ),
+    (
+        "data.system_prompt='Be brief.\nBe kind.'",
+        "--set data.system_prompt: YAML would join its lines into one",
+        "quotes of its own keep a text whole: --set 'data.system_prompt=\"Be brief.\\nBe kind.\"'",
+    ),
+    (
+        "data.system_prompt=&co wins",
+        "--set data.system_prompt: '&co' is a mark of YAML's for the value after it, and would be dropped",
+        "quotes of its own keep a text whole: --set 'data.system_prompt=\"&co wins\"'",
+    ),
+    (
+        "data.chat_template_args.x.y=1",
+        "--set data.chat_template_args.x.y: data.chat_template_args.x should be",
+        "",
+    ),
     (
         "lora.target_modules=[q_proj] # two",
         "--set lora.target_modules: '# two' is a comment to YAML",
@@ -285,6 +306,9 @@ def test_a_fault_of_an_override_names_the_flag(tmp_path: Path, override: str, fa
 def test_an_override_may_hold_the_sign_of_a_comment_where_yaml_reads_it(tmp_path: Path) -> None:
     for written, meant in (('"the # of goals"', "the # of goals"), ("'a #b'", "a #b"), ("C#", "C#"), ('"#"', "#")):
         assert load(tmp_path, SMALLEST, f"data.system_prompt={written}").data.system_prompt == meant
+    kept = load(tmp_path, SMALLEST, "data.system_prompt=|-\n  Be brief.\n  Be kind.")
+    assert kept.data.system_prompt == "Be brief.\nBe kind."
+    assert load(tmp_path, SMALLEST, "data.system_prompt=AT&T").data.system_prompt == "AT&T"
     assert load(tmp_path, SMALLEST, 'lora.target_modules=["a #b", c]').lora.target_modules == ["a #b", "c"]
 
 

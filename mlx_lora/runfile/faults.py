@@ -13,7 +13,7 @@ from mlx_lora.config import RunConfig
 from mlx_lora.runfile.fields import Setting, all_sections, all_settings, kind_in_words
 from mlx_lora.runfile.hints import hint_for_name, hint_for_section, value_meant
 from mlx_lora.runfile.loader import Document, KeyPath, Repeated
-from mlx_lora.runfile.overrides import Override, is_known, merged_plain, overriding
+from mlx_lora.runfile.overrides import Override, merged_plain, overriding
 from mlx_lora.runfile.writer import render_value
 
 _LAST = 10**9  # faults of the command line stand after those of the file
@@ -46,11 +46,8 @@ class Source:
 
     def fault(self, path: KeyPath, fact: str, hint: str | None) -> Fault:
         override = overriding(path, self.overrides)
-        if override is None and path not in self.document.lines and not is_known(path):
-            # A section of no such name, made by an override of something in it.
-            override = next((each for each in self.overrides if each.path[: len(path)] == path), None)
-        if override is None and shown_path(path) in all_settings():
-            # A setting that an override would have held something below it.
+        if override is None and (path not in self.document.lines or shown_path(path) in all_settings()):
+            # What an override made by setting something in it, or a setting that it would have hold something.
             override = next((each for each in self.overrides if each.path[: len(path)] == path), None)
         if override is not None:
             return Fault(override.flag, fact, hint, _LAST)

@@ -39,7 +39,7 @@ class OverrideError(Exception):
 def parse_override(argument: str) -> Override:
     """`lora.rank=8` as a path and a YAML value; nothing after the = is null.
 
-    Raises: OverrideError where the form is not path=value, or the value is no YAML, a section or cut by a comment.
+    Raises: OverrideError where the form is not path=value, or the value is no YAML, a section or not kept whole.
     """
     name, equals, text = argument.partition("=")
     path = tuple(name.strip().split("."))
@@ -50,10 +50,9 @@ def parse_override(argument: str) -> Override:
     except YamlError as fault:
         hint = f"text with YAML's signs needs quotes of its own: --set '{'.'.join(path)}=\"…\"'"
         raise OverrideError(f"--set {'.'.join(path)}", fault.fact, hint) from fault
-    comment = _comment(text, document)
-    if comment is not None:
-        fact = f"{comment[:40]!r} is a comment to YAML, and would be dropped"
-        meant = shlex.quote(f"{'.'.join(path)}={render_value(text.strip())}")
+    fact = _lost(text, document)
+    if fact is not None:
+        meant = shlex.quote(f"{'.'.join(path)}={render_value(_unquoted(text.strip()))}")
         raise OverrideError(f"--set {'.'.join(path)}", fact, f"quotes of its own keep a text whole: --set {meant}")
     if len(path) == 1 and path[0] in all_sections() and isinstance(document.value, Mapping) and document.value:
         fact = "would replace the whole section, and what the file says of its other settings"
@@ -61,6 +60,23 @@ def parse_override(argument: str) -> Override:
         hint = f"a setting at a time, such as --set {shlex.quote(f'{path[0]}.{first}={render_value(value)}')}"
         raise OverrideError(f"--set {path[0]}", fact, hint)
     return Override(path, document, text.strip())
+
+
+def _lost(text: str, document: Document) -> str | None:
+    """What YAML would leave out of a value of `text`, which a shell passes whole; None where it keeps all."""
+    comment = _comment(text, document)
+    if comment is not None:
+        return f"{comment[:40]!r} is a comment to YAML, and would be dropped"
+    written = text.strip()
+    if isinstance(document.value, str) and "\n" in written and not written.startswith(("|", ">")):
+        return "YAML would join its lines into one"
+    if written.startswith("&"):
+        return f"{written.split()[0][:40]!r} is a mark of YAML's for the value after it, and would be dropped"
+    return None
+
+
+def _unquoted(text: str) -> str:
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _comment(text: str, document: Document) -> str | None:
