@@ -11,6 +11,7 @@ from mlx_lora.dataset.values import (
     Row,
     RowError,
     checked_text,
+    json_within,
     kind_of,
     quoted,
     refuse_untypable,
@@ -119,11 +120,9 @@ def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
     if arguments is None or arguments == "":  # of a function without parameters
         arguments = {}
     if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            hint = 'arguments are an object, such as {"city": "Rome"}, or one as text'
-            raise RowError(f"message {number} has a tool call whose arguments are not JSON", hint) from None
+        hint = 'arguments are an object, such as {"city": "Rome"}, or one as text'
+        fault = RowError(f"message {number} has a tool call whose arguments are not JSON", hint)
+        arguments = json_within(arguments, fault)
         refuse_untypable(arguments, MOST_LEVELS)
     elif isinstance(arguments, Mapping):  # a data set's columns fill absent arguments with null; a text has its own
         arguments = {key: item for key, item in arguments.items() if item is not None}
@@ -136,10 +135,9 @@ def _tool_call(call: dict[str, Any], number: int) -> dict[str, Any]:
 def tools_of(value: Any) -> tuple[dict[str, Any], ...]:
     """The tools of a list, or of its JSON text. Raises: RowError."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise RowError('"tools" is a text that is not JSON', "tools is a list of objects, or one as text") from None
+        value = json_within(
+            value, RowError('"tools" is a text that is not JSON', "tools is a list of objects, or one as text")
+        )
         refuse_untypable(value, MOST_LEVELS)
     if value is None:
         return ()
@@ -164,15 +162,13 @@ def spoken(turn: Any, number: int) -> Any:
 
 def _called(value: Any, number: int) -> list[dict[str, Any]]:
     """The calls of a turn as LLaMA-Factory writes it: the JSON text of one call or a list of them. Raises: RowError."""
-    try:
-        found = json.loads(value) if isinstance(value, str) else None
-    except (ValueError, RecursionError):
-        found = None
+    fact = f"message {number} is a function_call that is not JSON of a call"
+    fault = RowError(fact + ', such as {"name": "add", "arguments": {"a": 1}}', "mend the turn, or leave the row out")
+    found = json_within(value, fault) if isinstance(value, str) else None
     refuse_untypable(found, MOST_LEVELS)
     calls = found if isinstance(found, list) else [found]
     if not calls or not all(isinstance(call, Mapping) for call in calls):
-        fact = f"message {number} is a function_call that is not JSON of a call"
-        raise RowError(fact + ', such as {"name": "add", "arguments": {"a": 1}}', "mend the turn, or leave the row out")
+        raise fault
     return [{"type": "function", "function": call} for call in calls]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lora.dataset.formats import KNOWN_KEYS
+from mlx_lora.dataset.values import TWICE_HINT, RepeatedKeyError, read_json
 from mlx_lora.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv")
@@ -20,7 +21,6 @@ _JSON_COLUMNS = ("messages", "conversations", "tools", "answers", "choices")
 _ENCODING_HINT = "save the file as UTF-8"
 _JSONL_HINT = 'each line is one JSON object, such as {"question": "…", "answer": "…"}'
 _JSON_HINT = 'write [row, …] or {"data": [row, …]}, each row a JSON object'
-_TWICE_HINT = "keep one of the two"
 _CSV_HINT = 'put texts with commas, quotes or line breaks into "…", and write a quote in them twice'
 
 
@@ -65,26 +65,13 @@ def _iter_jsonl(content: bytes, path: Path) -> Iterator[RawRow]:
             continue
         place = f"{path}:{number}"
         try:
-            yield RawRow(place, json.loads(line.decode(), object_pairs_hook=_object))
+            yield RawRow(place, read_json(line.decode()))
         except UnicodeDecodeError as error:
             fact = f"not UTF-8 (byte 0x{line[error.start]:02x} at column {error.start + 1})"
             yield RawRow(place, fault=fact, hint=_ENCODING_HINT)
         except (ValueError, RecursionError) as error:
-            hint = _TWICE_HINT if isinstance(error, _RepeatedKeyError) else _JSONL_HINT
+            hint = TWICE_HINT if isinstance(error, RepeatedKeyError) else _JSONL_HINT
             yield RawRow(place, fault=_json_fault(error), hint=hint)
-
-
-class _RepeatedKeyError(ValueError):
-    """An object that gives one key two values, of which json would keep the last."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise _RepeatedKeyError(f'"{repeated[:60]}" is given twice')
-    return found
 
 
 def _json_fault(error: ValueError | RecursionError) -> str:
@@ -93,7 +80,7 @@ def _json_fault(error: ValueError | RecursionError) -> str:
         return "not JSON that can be read: nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at column {error.colno}"
-    if isinstance(error, _RepeatedKeyError):
+    if isinstance(error, RepeatedKeyError):
         return str(error)
     return "not JSON that can be read: a number of thousands of digits"
 
@@ -133,9 +120,9 @@ def _iter_json(text: str, path: Path) -> Iterator[RawRow]:
 def _checked_row(text: str, place: str) -> RawRow:
     """The row of a JSON text that is known to be valid but for repeated keys."""
     try:
-        return RawRow(place, json.loads(text, object_pairs_hook=_object))
-    except _RepeatedKeyError as error:
-        return RawRow(place, fault=str(error), hint=_TWICE_HINT)
+        return RawRow(place, read_json(text))
+    except RepeatedKeyError as error:
+        return RawRow(place, fault=str(error), hint=TWICE_HINT)
 
 
 def _skip(text: str, position: int) -> int:
@@ -196,7 +183,7 @@ def _iter_csv(text: str, path: Path) -> Iterator[RawRow]:
                     "begin the file with a line such as question,answer",
                 )
             if twice := next((name for name in header if name and header.count(name) > 1), None):
-                raise DataError(f'{place}: the column "{twice[:60]}" stands twice', _TWICE_HINT)
+                raise DataError(f'{place}: the column "{twice[:60]}" stands twice', TWICE_HINT)
         elif len(cells) != len(header):
             counted = f"{len(cells)} cell" if len(cells) == 1 else f"{len(cells)} cells"
             yield RawRow(place, fault=f"{counted} where the header has {len(header)} columns", hint=_CSV_HINT)
@@ -205,6 +192,11 @@ def _iter_csv(text: str, path: Path) -> Iterator[RawRow]:
 
 
 def _csv_row(row: dict[str, Any], place: str) -> RawRow:
+    for column, cell in row.items():
+        bare = cell.strip()
+        if cell[:1].isspace() and len(bare) > 1 and bare[0] == bare[-1] == '"':
+            fact = f'the cell "{column[:60]}" has a blank before its quotes, which makes them part of the text'
+            return RawRow(place, fault=fact, hint="remove the blank between the separator and the quote")
     for column in _JSON_COLUMNS:
         cell = row.get(column)
         if cell is None:
@@ -216,7 +208,9 @@ def _csv_row(row: dict[str, Any], place: str) -> RawRow:
             row[column] = [variant.strip() for variant in cell.split("|")]
             continue
         try:
-            row[column] = json.loads(cell)
+            row[column] = read_json(cell)
+        except RepeatedKeyError as error:
+            return RawRow(place, fault=f'the cell "{column}": {error}', hint=TWICE_HINT)
         except (ValueError, RecursionError):
             hint = f"{column} stands in its cell as in a .jsonl file, its quotes doubled"
             return RawRow(place, fault=f'the cell "{column}" is not JSON', hint=hint)

@@ -95,7 +95,7 @@ def render_conversation(
     Raises: DataError when the template refuses it, or writes nothing for one of its answers; when a turn is not to be
     trained, and all tokens are.
     """
-    untrained = next((number for number, message in enumerate(messages, 1) if UNTRAINED in message), None)
+    untrained = next((number for number, message in enumerate(messages, 1) if message.get(UNTRAINED) is True), None)
     if untrained is not None and settings.train_on == "all":
         fact = f"message {untrained} is marked as not to be trained, and data.train_on: all trains all tokens"
         raise DataError(fact, "take data.train_on: completion, or remove the mark")

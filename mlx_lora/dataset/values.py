@@ -1,5 +1,6 @@
 """A value of a row: the text that it must be, or a fault in words. Knows nothing of formats, files or tokenizers."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ FORMATS_HINT = (
     "instruction + output (Alpaca), conversations (ShareGPT), text"
 )
 EMPTY_HINT = "write what is missing, or remove the row"
+TWICE_HINT = "keep one of the two"
 MOST_LEVELS = 100  # of lists and objects in one row; deep tool schemas have a dozen
 
 Row = Mapping[str, Any]
@@ -19,6 +21,34 @@ class RowError(ValueError):
     def __init__(self, fact: str, hint: str = FORMATS_HINT) -> None:
         super().__init__(fact)
         self.hint = hint
+
+
+class RepeatedKeyError(ValueError):
+    """An object that gives one key two values, of which json would keep the last."""
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text. Raises: RepeatedKeyError, or what json raises: ValueError, RecursionError."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise RepeatedKeyError(f'"{repeated[:60]}" is given twice')
+    return found
+
+
+def json_within(text: str, fault: RowError) -> Any:
+    """The value of a JSON text within a row. Raises: `fault` where it is none; RowError for repeated keys."""
+    try:
+        return read_json(text)
+    except RepeatedKeyError as error:
+        raise RowError(f"JSON in a text of the row: {error}", TWICE_HINT) from None
+    except (ValueError, RecursionError):
+        raise fault from None
 
 
 def text_of(row: Row, key: str, *, may_be_empty: bool = False) -> str:

@@ -108,6 +108,17 @@ def test_a_turn_that_is_context_only_cannot_be_so_where_all_tokens_are_trained()
     assert refused.value.message == f"f.jsonl:7: {fact}"
 
 
+def test_the_answers_in_a_prompt_of_messages_are_trained_where_all_tokens_are() -> None:
+    """Found by a review in session 15: the reader's own mark was refused as one of the row."""
+    turns = chat("Q1", "A1", "Q2", "A2").messages
+    example = example_of(
+        record({"prompt": list(turns[:3]), "completion": [turns[3]]}), tokenizer_of("smollm2"), train_on="all"
+    )
+    whole = example_of(chat("Q1", "A1", "Q2", "A2"), tokenizer_of("smollm2"), train_on="all")
+    assert example.tokens.tolist() == whole.tokens.tolist()
+    assert example.loss_mask.tolist() == whole.loss_mask.tolist()
+
+
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mistral"])
 def test_a_system_prompt_of_the_settings_is_as_one_of_the_row(family: str) -> None:
     tokenizer = tokenizer_of(family)

@@ -279,7 +279,8 @@ def test_a_prompt_and_a_completion_of_messages_are_one_conversation() -> None:
     assert (record.format, record.answers, record.unread) == ("prompt/completion", ("Paris.",), ())
     assert record_from_row({"prompt": [ASKED], "completion": [SAID], "system": "S"}, "").messages[0] == SYSTEM
     turns = record_from_row({"prompt": [ASKED, SAID, ASKED], "completion": [SAID]}, "").messages
-    assert turns == (ASKED, MARKED, ASKED, SAID)  # of the prompt nothing is trained, here as there
+    context = SAID | {"untrained": "prompt"}
+    assert turns == (ASKED, context, ASKED, SAID)  # of the prompt nothing is trained, here as there
 
 
 @pytest.mark.parametrize(
@@ -334,6 +335,27 @@ def test_a_column_of_nothing_beside_a_conversation_is_none(
     """Found in session 12: `"tools": ""`, and NaN under system, stopped whole published sets."""
     empty = {"system": nothing, "tools": nothing} | ({"input": nothing, "history": nothing} if "output" in row else {})
     assert record_from_row({**row, **empty}, "f.jsonl:1") == record_from_row(row, "f.jsonl:1")
+
+
+TWICE = '{"name": "add", "name": "sub"}'
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [ASKED, SAID], "tools": f"[{TWICE}]"},
+        {"conversations": [{"from": "human", "value": "Q"}, {"from": "function_call", "value": TWICE}]},
+        {
+            "messages": [
+                ASKED,
+                {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": TWICE}}]},
+            ]
+        },
+    ],
+)
+def test_a_key_that_stands_twice_in_json_within_a_text_is_a_fault(row: dict[str, object]) -> None:
+    """Found by a review in session 15: the last value was trained, and the other dropped without a word."""
+    assert fault_of(row) == 'JSON in a text of the row: "name" is given twice'
 
 
 def test_parts_of_text_are_joined() -> None:

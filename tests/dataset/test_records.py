@@ -167,6 +167,24 @@ def test_a_key_or_column_that_stands_twice_is_a_fault_and_not_the_last_value(tmp
     assert places(write(tmp_path, "b.csv", "question,answer,,\nQ,A,,\n")) == [":2"]  # as spreadsheets leave it
 
 
+def test_a_key_that_stands_twice_in_json_within_a_cell_is_a_fault(tmp_path: Path) -> None:
+    cell = (
+        '[{""role"": ""user"", ""content"": ""Q""}, {""role"": ""assistant"", ""content"": ""A"", ""content"": ""B""}]'
+    )
+    source = write(tmp_path, "a.csv", f'messages\n"{cell}"\n')
+    assert fault_of(source).message == f'{source}:2: the cell "messages": "content" is given twice'
+
+
+def test_a_blank_between_comma_and_quote_is_a_fault_and_no_part_of_the_answer(tmp_path: Path) -> None:
+    source = write(tmp_path, "a.csv", 'question,answer\n"Who?", "Ann"\nWho?, Ann\n')
+    error = fault_of(source)
+    said = 'the cell "answer" has a blank before its quotes, which makes them part of the text'
+    assert error.message == f"{source}:2: {said}"
+    assert error.hint == "remove the blank between the separator and the quote"
+    said_so = read_records(write(tmp_path, "b.csv", 'question,answer\nWho?, Ann\nWho?,"""Ann"""\n'), "test")
+    assert [record.answers[0] for record in said_so] == [" Ann", '"Ann"']
+
+
 def test_a_long_cell_is_read_whole(tmp_path: Path) -> None:
     source = write(tmp_path, "a.csv", f"question,answer\nQ,{'x' * 200_000}\n")
     assert len(read_records(source)[0].answers[0]) == 200_000
