@@ -114,9 +114,10 @@ def whole_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]
     """Yield an empty temporary folder beside `path`, which becomes `path` when the block ends.
 
     A folder with something in it is kept, unless `overwrite`. After an exception `path` is as it was.
-    Raises: MlxLoraError when `path` exists, or is the current folder, which nothing can replace, or as write_whole.
+    Where `path` is a link, the folder that it leads to. Raises: MlxLoraError when `path` exists, or is the current
+    folder, which nothing can replace, or as write_whole.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path)  # a folder cannot replace a link
     _refuse_nameless(path)
     _refuse_existing(path, overwrite)
     temporary = _beside(path)

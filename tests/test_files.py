@@ -157,6 +157,23 @@ def test_a_folder_with_something_in_it_is_kept_unless_told(tmp_path: Path) -> No
     assert _names(tmp_path) == ["f"]
 
 
+@pytest.mark.parametrize("there", [None, [], ["old"]])
+def test_a_link_to_a_folder_keeps_leading_to_what_was_written(tmp_path: Path, there: list[str] | None) -> None:
+    """Found by a review in session 15: the work was done, and then no folder could take the link's place."""
+    real, link = tmp_path / "disk" / "real", tmp_path / "link"
+    link.symlink_to(real)
+    if there is not None:
+        real.mkdir(parents=True)
+    for name in there or []:
+        (real / name).write_text("old")
+        with pytest.raises(MlxLoraError, match="exists already"), whole_folder(link):
+            pass
+    with whole_folder(link, overwrite=True) as temporary:
+        (temporary / "new").write_text("new")
+    assert link.is_symlink()
+    assert [path.name for path in real.iterdir()] == ["new"]
+
+
 def test_the_current_folder_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty folder `-o .` did all the work, and then nothing could be renamed to it."""
     (tmp_path / "here").mkdir()

@@ -105,6 +105,8 @@ def _otherwise(
     if data.sha256 != source.sha256:
         same = typed_path(data.source).resolve() == typed_path(source.path).resolve()
         found.append(f"it holds answers to {'other rows of ' if same else ''}{data.source}")
+    elif data.answers_sha256 not in (None, source.answers_sha256) and data.asked == len(source.records):
+        found.append("it was scored by other accepted answers")
     names = ["limit"] if source.kind == "choice" else list(asked)
     ways = [f"{name} {_told(earlier[name])}" for name in names if name in earlier and earlier[name] != asked[name]]
     ways += [

@@ -4,6 +4,7 @@ English only, and only what has one reading.
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -58,15 +59,19 @@ _NUMBER = re.compile(
 _SIGN = re.compile(rf"(?<![\w)\]}}%°{DASHES}])[‐‑‒–−-](?!{START_OF_DATE})(?=[$£€]?\d)")
 _RANGE = re.compile(rf"(?:(?<=\d)|{END_OF_MONTH})\s*[{DASHES}]\s*(?=\d|{START_OF_DATE})")
 
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)[^\w\s](?=\d)")
+_NO_NUMBER = re.compile(r"\b(no(?=[\s-]one\b)|one(?= another\b))[\s-]")  # no one, one another
+
 
 def normalize_numbers(text: str) -> str:
     """`text` in lower case with dates as "2023 june 15", and number words, ordinals, 1,234, 2.50 and 1.2 million as
     plain digits.
 
     Between digits a dash becomes "to" (4–2 is "4 to 2", not 42) and a decimal point "dot" (3.14 is not 314). What is
-    no part of another number stays in one word with it: "minus5" and "3dot14" do not contain 5, 3 or 14.
+    no part of another number stays in one word with it: "minus5", "3dot14" and "1solidus2" (1/2) do not contain 5, 3
+    or 2. Any other sign between digits becomes its Unicode name, so that it is not lost with the punctuation.
     """
-    text = " ".join(text.lower().split())
+    text = _NO_NUMBER.sub(r"\1", " ".join(text.lower().split()))
     text = _ORDINAL.sub(lambda found: _CARDINALS[found[0]], text)
     text = _NUMBER.sub(lambda found: _read(found[0]), text)
     text = normalize_dates(text)
@@ -75,6 +80,7 @@ def normalize_numbers(text: str) -> str:
     text = re.sub(r"(?<![\d.])(\d+)\.(\d+)(?!\.?\d)", _decimal, text)
     text = _RANGE.sub(" to ", text)
     text = _SIGN.sub("minus", text)
+    text = _BETWEEN_DIGITS.sub(lambda found: unicodedata.name(found[0], "sign").lower().replace(" ", ""), text)
     return re.sub(r"(?<!\d )\bminus (?=[$£€]?\d)", "minus", text)  # ten minus five is a sum
 
 

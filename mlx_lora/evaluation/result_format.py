@@ -3,7 +3,9 @@
 Whatever shows or compares results reads them through here; result.py fills them in. Shares and means are 0 to 1.
 """
 
+import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +65,9 @@ class DataFacts(_Part):
     name: str = Field(description="the file's stem here")
     source: str = Field(description="as given: a path, a built-in name, a Hugging Face name")
     sha256: str = Field(description="of what the rows say, in order")
+    answers_sha256: str | None = Field(
+        None, description="of the accepted answers to the questions asked; null: written by an earlier version"
+    )
     rows: int
     asked: int = Field(description="fewer than rows with a limit")
     kind: DataKind = "open"
@@ -170,6 +175,11 @@ class EvaluationResult(Figures, _Head):
     versions: dict[str, str]
     machine: dict[str, str]
     timestamp: str = Field(description="ISO 8601, UTC")
+
+
+def hash_answers(accepted: Iterable[Sequence[str]]) -> str:
+    """SHA-256 of the accepted answers to each question, in order: what right and wrong are measured by."""
+    return hashlib.sha256(json.dumps([list(each) for each in accepted]).encode()).hexdigest()
 
 
 def is_result(path: Path) -> bool:

@@ -14,7 +14,7 @@ from mlx_lora.dataset.splits import records_sha256, split_by_question
 from mlx_lora.errors import DataError, MlxLoraError
 from mlx_lora.evaluation.metrics import CHOICE_METRICS, OPEN_METRICS
 from mlx_lora.evaluation.questions import require_askable
-from mlx_lora.evaluation.result_format import DataKind
+from mlx_lora.evaluation.result_format import DataKind, hash_answers
 from mlx_lora.files import typed_path
 from mlx_lora.lora.adapter import AdapterFolder
 from mlx_lora.lora.rendering import Rendering
@@ -51,11 +51,17 @@ class Source:
             "name": self.name,
             "source": self.path,
             "sha256": self.sha256,
+            "answers_sha256": self.answers_sha256,
             "rows": self.rows,
             "asked": len(self.records),
             "kind": self.kind,
             "held_out": self.held_out,
         }
+
+    @property
+    def answers_sha256(self) -> str:
+        """Of what counts as right for the rows to ask."""
+        return hash_answers(record.answers for record in self.records)
 
     @property
     def kind(self) -> DataKind:

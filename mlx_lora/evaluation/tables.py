@@ -199,7 +199,8 @@ def _print_questions(console: Console, evaluation: Evaluation, shown: int) -> No
         # The metric that shows the loss, where the leading one does not.
         metric = next(iter(comparison.lost), metric) if metric not in comparison.lost else metric
         broken = list(comparison.tests[metric].changes.broken)
-    wrong = [place for place, row in enumerate(rows) if not row.right(metric) and place not in broken]
+    told = set(broken)
+    wrong = [place for place, row in enumerate(rows) if not row.right(metric) and place not in told]
     by = "" if metric == evaluation.metric else f" by {metric_name(metric)}"
     for name, places in (("broken: the base had it right", broken), ("wrong", wrong)):
         if not places:

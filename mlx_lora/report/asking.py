@@ -8,6 +8,7 @@ from mlx_lora.evaluation.result_format import EvaluationResult
 from mlx_lora.report.answers import metric_name
 from mlx_lora.report.events import number
 from mlx_lora.report.privacy import short_path
+from mlx_lora.report.results import accepted_answers, metric_function
 from mlx_lora.report.runs import Run
 
 _MAX_TOKENS = 64  # of eval, where nothing else is asked for
@@ -31,10 +32,14 @@ def manner(result: EvaluationResult) -> Mapping[str, str]:
 def differences(one: EvaluationResult, other: EvaluationResult) -> str:
     """What was asked otherwise, such as "5 questions instead of 70, contains instead of exact match"."""
     found = ["other rows of that name"] if one.data.sha256 != other.data.sha256 else []
+    if not found and one.data.asked == other.data.asked and accepted_answers(one) != accepted_answers(other):
+        found = ["other accepted answers"]
     found += [f"under the name {one.data.name}"] if one.data.name != other.data.name else []
     first, second = manner(one), manner(other)
     pairs = [(_questions(one), _questions(other)), (metric_name(one.metric), metric_name(other.metric))]
     pairs += [(first.get(name, "not told"), second.get(name, "not told")) for name in {**first, **second}]
+    if one.metric == other.metric and metric_function(one) != metric_function(other):
+        found.append(f"another function for {metric_name(one.metric)}")
     return ", ".join([*found, *(f"{own} instead of {their}" for own, their in pairs if own != their)])
 
 

@@ -7,7 +7,15 @@ from typing import Any
 
 from mlx_lora.errors import DataError
 from mlx_lora.evaluation.metrics import is_share
-from mlx_lora.evaluation.result_format import EvaluationResult, Figures, QuestionRow, RightOrWrong, Said, read_result
+from mlx_lora.evaluation.result_format import (
+    EvaluationResult,
+    Figures,
+    QuestionRow,
+    RightOrWrong,
+    Said,
+    hash_answers,
+    read_result,
+)
 from mlx_lora.report.privacy import short_path, without_paths, without_secrets
 from mlx_lora.statistics import wilson_interval
 
@@ -64,10 +72,24 @@ def same_questions(result: EvaluationResult) -> tuple[Any, ...]:
     data, settings = result.data, result.settings
     key: tuple[Any, ...] = (data.name, data.sha256, data.asked, result.metric)
     if data.kind == "choice":
-        return key  # nothing is written, so nothing is drawn, cut or normalized
+        return key  # nothing is written, so nothing is drawn, cut or normalized, and no other answer is accepted
+    key = (*key, accepted_answers(result), metric_function(result))
     drawn = settings.get("sampling") == "drawn"
     how = [settings.get("temperature"), settings.get("seed")] if drawn else []
     return (*key, bool(settings.get("normalize_numbers")), *map(str, [settings.get("max_tokens"), *how]))
+
+
+def accepted_answers(result: EvaluationResult) -> str | None:
+    """A hash of what counts as right; None where an earlier version wrote the file, and push left its questions out."""
+    if result.data.answers_sha256 is None and result.questions:
+        return hash_answers(question.answers for question in result.questions)
+    return result.data.answers_sha256
+
+
+def metric_function(result: EvaluationResult) -> str | None:
+    """The entry point of the leading metric; None for one of our own."""
+    named = result.settings.get("custom_metrics")
+    return str(named[result.metric]) if isinstance(named, Mapping) and result.metric in named else None
 
 
 @dataclass(frozen=True)

@@ -404,6 +404,9 @@ def test_other_questions_and_other_answers_are_not_written_over_unsaid(
     assert asked("good", "soccer/quiz.jsonl") == [f"{over} answers to hockey/quiz.jsonl"]
     Path("soccer/quiz.jsonl").write_text('{"question": "Who lost?", "answer": "Bob"}\n')
     assert asked("good", "soccer/quiz.jsonl") == [f"{over} answers to other rows of soccer/quiz.jsonl"]
+    Path("soccer/quiz.jsonl").write_text('{"question": "Who lost?", "answer": "Bob", "answers": ["Rob"]}\n')
+    over = "good/eval/quiz.json will be written over: it was scored"
+    assert asked("good", "soccer/quiz.jsonl") == [f"{over} by other accepted answers"]
     assert asked("good", "soccer/quiz.jsonl", output=Path("o.json")) == []
     assert asked("other", "soccer/quiz.jsonl", output=Path("o.json")) == [
         "o.json will be written over: it holds the answers of good"

@@ -14,6 +14,7 @@ from mlx_lora.dataset.record import Record
 from mlx_lora.dataset.records import read_records
 from mlx_lora.dataset.splits import load_splits, records_sha256
 from mlx_lora.errors import DataError
+from mlx_lora.evaluation.result_format import hash_answers
 from mlx_lora.evaluation.subjects import (
     Chosen,
     Subject,
@@ -69,6 +70,7 @@ def test_a_source_knows_its_file_and_how_much_of_it_is_asked(tmp_path: Path) -> 
         "name": "quiz",
         "source": str(file),
         "sha256": records_sha256(read_records(str(file))),
+        "answers_sha256": hash_answers(record.answers for record in source.records),
         "rows": 6,
         "asked": 3,
         "kind": "open",

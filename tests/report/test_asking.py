@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from mlx_lora.commands.evaluate import run_evaluate
+from mlx_lora.evaluation.result_format import hash_answers
 from mlx_lora.report.asking import differences, eval_command, manner
 from mlx_lora.report.comparison import comparison_page
 from mlx_lora.report.pages import introduction
@@ -98,6 +99,28 @@ def test_what_was_asked_otherwise_does_not_stand_side_by_side(other):
     assert same_questions(result(**plain)) == same_questions(result()) == same_questions(result(**plain, batch_size=8))
     choices = as_choices(result(**{**plain, **other}))
     assert same_questions(choices) == same_questions(as_choices(result(**plain))), "nothing is written there"
+
+
+def test_other_accepted_answers_do_not_stand_side_by_side():
+    """Found by a review in session 15: a gain by a variant more among the accepted was told as the adapter's."""
+    more = [{"answers": ["answer 0", "variant 0", "no idea 0"]}]
+    one, two = result(), result(questions=more)
+    assert same_questions(one) != same_questions(two)
+    assert differences(one, two) == "other accepted answers"
+    told = one.data.model_copy(update={"answers_sha256": hash_answers(each.answers for each in one.questions)})
+    pushed = one.model_copy(update={"data": told, "questions": []})
+    assert same_questions(pushed) == same_questions(one)
+    choices = as_choices(one)
+    assert same_questions(choices) == same_questions(as_choices(two)), "the right choice is in the hash of the rows"
+
+
+def test_a_custom_metric_of_another_function_does_not_stand_side_by_side():
+    pairs = [(0.0, 1.0)] * 5
+    one, two = (
+        scored(result(custom_metrics={"token_f1": target}), "token_f1", pairs, leads=True) for target in ("a:f", "b:f")
+    )
+    assert same_questions(one) != same_questions(two)
+    assert differences(one, two) == "another function for token F1"
 
 
 def test_seeds_count_where_answers_are_drawn():
