@@ -155,7 +155,8 @@ def test_a_template_that_can_write_nothing_is_an_error_with_its_place(
     template: str, fact: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Templates of model folders run in a sandbox: CVE-2026-5760."""
-    monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_SECONDS", 0.1)
+    if fact == "does not end within":  # a slow moment of the machine must not end the others so
+        monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_SECONDS", 0.1)
     monkeypatch.setattr("mlx_lora.model.template_limits.LONGEST_TEXT", 1_000_000)
     tokenizer = _tokenizer(CHATML)
     gc.disable()  # hypothesis calls back on a collection, which has no room at the bottom of a recursion
