@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mlx_lora.dataset.record import UNTRAINED, Message, is_trained
+from mlx_lora.dataset.record import OF_THE_PROMPT, UNTRAINED, Message, is_trained
 from mlx_lora.dataset.values import (
     EMPTY_HINT,
     MOST_LEVELS,
@@ -38,11 +38,14 @@ SPEAKERS = {
 }
 
 
-def messages_of(value: Any, key: str) -> tuple[Message, ...]:
-    """The messages of a list, which ends with an answer to somebody. Raises: RowError."""
+def messages_of(value: Any, key: str, *, prompt: int = 0) -> tuple[Message, ...]:
+    """The messages of a list, which ends with an answer to somebody; the first `prompt` of them are context only.
+
+    Raises: RowError.
+    """
     if not isinstance(value, list | tuple):
         raise RowError(f'"{key}" is {kind_of(value)}, expected a list')
-    messages = tuple(_message(item, number) for number, item in enumerate(value, 1))
+    messages = tuple(_message(item, number, in_prompt=number <= prompt) for number, item in enumerate(value, 1))
     if not messages:
         raise RowError(f'"{key}" is empty')
     if messages[-1]["role"] != "assistant":
@@ -58,7 +61,7 @@ def messages_of(value: Any, key: str) -> tuple[Message, ...]:
     return messages
 
 
-def _message(value: Any, number: int) -> Message:
+def _message(value: Any, number: int, *, in_prompt: bool) -> Message:
     if not isinstance(value, Mapping):
         raise RowError(f"message {number} is {kind_of(value)}, expected an object with role and content")
     message = {str(key): item for key, item in value.items() if item is not None}
@@ -76,6 +79,8 @@ def _message(value: Any, number: int) -> Message:
         raise RowError(fact, "write true or 1, or false or 0 for a turn that is context only")
     if role == "assistant" and any(flag in (False, 0) for flag in flags.values()):
         message[UNTRAINED] = True
+    elif role == "assistant" and in_prompt:
+        message[UNTRAINED] = OF_THE_PROMPT
     if message.get("train_detail"):  # axolotl's, of parts of a turn
         fact = f'message {number} has "train_detail": here whole turns are trained'
         raise RowError(fact, 'remove it, or give a turn that shall not be trained "train": false')

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from mlx_lora.dataset.choices import CHOICES_HINT, ChoiceError, right_choice
 from mlx_lora.dataset.conversations import earlier_exchanges, exchange, messages_of, spoken, system_of, tools_of
-from mlx_lora.dataset.record import OF_THE_PROMPT, UNTRAINED, Message, Record
+from mlx_lora.dataset.record import Message, Record
 from mlx_lora.dataset.values import FORMATS_HINT, MOST_LEVELS, Row, RowError, kind_of, refuse_untypable, shown, text_of
 
 __all__ = ["FORMATS_HINT", "KNOWN_KEYS", "RowError", "record_from_row"]
@@ -80,12 +80,11 @@ def _read_completion(row: Row) -> dict[str, Any]:
 
 def _read_turns(row: Row) -> tuple[Message, ...]:
     """TRL's conversational prompt/completion: two lists of messages, of which the second is trained."""
-    before = [{**turn, "train": False} if isinstance(turn, Mapping) else turn for turn in row["prompt"]]
-    messages = messages_of([*before, *row["completion"]], "prompt and completion")
-    asked = tuple({**turn, UNTRAINED: OF_THE_PROMPT} if UNTRAINED in turn else turn for turn in messages[: len(before)])
-    if not any(message["role"] == "user" for message in asked):
+    count = len(row["prompt"])
+    messages = messages_of([*row["prompt"], *row["completion"]], "prompt and completion", prompt=count)
+    if not any(message["role"] == "user" for message in messages[:count]):
         raise RowError('no message of the "prompt" has the role user', "the prompt ends with what is asked")
-    return system_of(row, messages) + asked + messages[len(before) :]
+    return system_of(row, messages) + messages
 
 
 def _read_question(row: Row) -> dict[str, Any]:

@@ -117,6 +117,9 @@ def test_the_answers_in_a_prompt_of_messages_are_trained_where_all_tokens_are() 
     whole = example_of(chat("Q1", "A1", "Q2", "A2"), tokenizer_of("smollm2"), train_on="all")
     assert example.tokens.tolist() == whole.tokens.tolist()
     assert example.loss_mask.tolist() == whole.loss_mask.tolist()
+    marked = [turns[0], {**turns[1], "train": False}, turns[2]]
+    with pytest.raises(DataError, match="message 2 is marked as not to be trained"):
+        example_of(record({"prompt": marked, "completion": [turns[3]]}), tokenizer_of("smollm2"), train_on="all")
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "mistral"])
